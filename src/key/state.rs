@@ -1,0 +1,160 @@
+//! What a pipeline knows of its key at this moment: the current view, the announced one, and the health that Status
+//! speaks of. Read in nanoseconds, written by the keeper alone.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::{KeyId, Refresh, View};
+use crate::error::{Bearing, Class};
+
+/// What Status answers once OpenBao has been away for longer than the tolerance.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outage {
+    /// The reason and an empty key_id: kube-apiserver stops writing three minutes after its last good poll.
+    #[default]
+    StopWrites,
+    /// The reason and the last key_id: kube-apiserver goes on writing with the seed it has. For OpenBao's absence only.
+    Coast,
+}
+
+/// What Status answers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StatusReport {
+    /// `ok` or the name of a class.
+    pub healthz: &'static str,
+    /// The announced key_id; `None` is sent as an empty text.
+    pub key_id: Option<KeyId>,
+}
+
+/// The health of the whole path, as the keeper sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Health {
+    /// When the path last worked from end to end.
+    pub last_success: Option<Instant>,
+    /// What is wrong, and since when.
+    pub trouble: Option<(Class, Instant)>,
+}
+
+/// Current and announced view with the health beside them.
+#[derive(Debug)]
+pub struct KeyState {
+    current: ArcSwapOption<View>,
+    announced: ArcSwapOption<View>,
+    first: watch::Sender<bool>,
+    health: Mutex<Health>,
+    tolerance: Duration,
+    outage: Outage,
+    refresh: Refresh,
+}
+
+// === impl KeyState ===
+
+impl KeyState {
+    /// A state without a view. `tolerance` and `outage` are the `health` section of the file.
+    pub fn new(tolerance: Duration, outage: Outage, refresh: Refresh) -> Self {
+        Self {
+            current: ArcSwapOption::empty(),
+            announced: ArcSwapOption::empty(),
+            first: watch::Sender::new(false),
+            health: Mutex::new(Health::default()),
+            tolerance,
+            outage,
+            refresh,
+        }
+    }
+
+    /// The answer to Status. A healthy one announces the current view: from then on Encrypt uses it.
+    pub fn status(&self, now: Instant) -> StatusReport {
+        let current = self.current.load_full();
+        let trouble = self.shown_trouble(now);
+        match (current, trouble) {
+            (Some(view), None) => {
+                let key_id = Some(view.active().key_id.clone());
+                self.announced.store(Some(view));
+                StatusReport { healthz: "ok", key_id }
+            }
+            (None, trouble) => StatusReport { healthz: trouble.unwrap_or(Class::Starting).name(), key_id: None },
+            (Some(_), Some(class)) => {
+                let coasts = self.outage == Outage::Coast && class.bearing() == Bearing::Absence;
+                let announced = if coasts { self.announced.load_full() } else { None };
+                StatusReport { healthz: class.name(), key_id: announced.map(|view| view.active().key_id.clone()) }
+            }
+        }
+    }
+
+    /// The trouble that Status shows at this moment: absence only once the last success is older than the tolerance.
+    pub fn shown_trouble(&self, now: Instant) -> Option<Class> {
+        let health = self.health();
+        let (class, _) = health.trouble?;
+        let tolerated = class.bearing() == Bearing::Absence
+            && health.last_success.is_some_and(|at| now.saturating_duration_since(at) < self.tolerance);
+        (!tolerated).then_some(class)
+    }
+
+    /// The health as the keeper sees it, tolerated trouble included.
+    pub fn health(&self) -> Health {
+        *self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The keeper: the path works from end to end.
+    pub fn succeeded(&self, now: Instant) {
+        *self.health.lock().unwrap_or_else(PoisonError::into_inner) = Health { last_success: Some(now), trouble: None };
+    }
+
+    /// The keeper: the path does not work. The time of the first failure in a row is kept.
+    pub fn failed(&self, class: Class, now: Instant) {
+        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = health.trouble.map_or(now, |(_, since)| since);
+        health.trouble = Some((class, since));
+    }
+
+    /// The keeper: a newer view. Whoever waits for the first one goes on.
+    pub fn publish(&self, view: Arc<View>) {
+        self.current.store(Some(view));
+        self.first.send_replace(true);
+    }
+
+    /// The current view, if there is one.
+    pub fn peek(&self) -> Option<Arc<View>> {
+        self.current.load_full()
+    }
+
+    /// The view that the last healthy Status announced, if there was one.
+    pub fn peek_announced(&self) -> Option<Arc<View>> {
+        self.announced.load_full()
+    }
+
+    /// For Decrypt: the current view; waits for the first one.
+    pub async fn current(&self) -> Arc<View> {
+        loop {
+            if let Some(view) = self.current.load_full() {
+                return view;
+            }
+            let mut first = self.first.subscribe();
+            // The sender lives as long as `self`; an error cannot happen while we are borrowed.
+            let _ = first.wait_for(|published| *published).await;
+        }
+    }
+
+    /// For Encrypt: the announced view, so that its key_id is what Status last said; the current one before the first
+    /// Status, and when OpenBao no longer permits encrypting with the announced version.
+    pub async fn announced(&self) -> Arc<View> {
+        let current = self.current().await;
+        match self.announced.load_full() {
+            Some(announced) if current.may_encrypt(announced.active().number) => announced,
+            _ => current,
+        }
+    }
+
+    /// Asks the keeper to read the metadata now; see [`Refresh::ask`].
+    pub async fn refresh(&self) {
+        self.refresh.ask().await;
+    }
+}

@@ -1,0 +1,427 @@
+//! The words that the rooms on the path share: the KMS call ([`Request`], [`Response`]), the same call bound to its
+//! associated data ([`Bound`], [`Reply`]), and what OpenBao is asked ([`BaoCall`], [`BaoReply`]).
+//!
+//! Above the `aad` layer a call is a [`Request`]; below it only a [`Bound`] exists, so that nothing can reach OpenBao
+//! without associated data: the type does not allow it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use secrecy::{SecretSlice, SecretString};
+use tokio::time::Instant;
+use tower::util::BoxCloneSyncService;
+
+use crate::error::Error;
+use crate::key::{KeyId, Version};
+
+/// Bytes that are wiped when their last holder lets go, and never printed.
+pub type Secret = Arc<SecretSlice<u8>>;
+
+/// Encrypt and Decrypt as the stack serves them.
+pub type KmsService = BoxCloneSyncService<Request, Response, Error>;
+
+/// OpenBao as Transit, login, renewal and the keeper see it: address choice, health and redirects are behind it.
+pub type BaoService = BoxCloneSyncService<BaoCall, BaoReply, Error>;
+
+/// The two calls that walk the hallway.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Kind {
+    /// KMS v2 Encrypt: wraps a seed.
+    Encrypt,
+    /// KMS v2 Decrypt: unwraps a seed.
+    Decrypt,
+}
+
+/// A part of the path, for "which part was slow".
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum Stage {
+    /// Waiting for the first view of the key.
+    View,
+    /// Waiting for an identical call in flight.
+    Flight,
+    /// Between two attempts.
+    Backoff,
+    /// Waiting for a slot.
+    Queue,
+    /// Waiting for a token.
+    Token,
+    /// Waiting for OpenBao.
+    OpenBao,
+}
+
+/// Where a call is right now; shared between its layers and whoever has to say why it was late.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<AtomicU8>);
+
+/// W3C trace context of a caller, handed on to OpenBao unchanged but for the span.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TraceContext {
+    /// The `traceparent` header.
+    pub parent: String,
+    /// The `tracestate` header, empty when absent.
+    pub state: String,
+}
+
+/// What travels with a call through every layer.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The caller's id of this call; for logs and traces, never for a decision.
+    pub uid: Arc<str>,
+    /// When the call entered.
+    pub arrived: Instant,
+    /// How long the caller waits (`grpc-timeout`), if it says so.
+    pub patience: Option<Duration>,
+    /// When the answer is due; set by the `deadline` layer, honoured by everything below.
+    pub deadline: Option<Instant>,
+    /// The caller's trace.
+    pub trace: Option<TraceContext>,
+    /// Where the call is.
+    pub progress: Progress,
+}
+
+/// A KMS v2 call in our own words.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What is asked.
+    pub operation: Operation,
+    /// What travels with it.
+    pub context: Context,
+}
+
+/// What a KMS v2 call asks.
+#[derive(Clone, Debug)]
+pub enum Operation {
+    /// Wrap this seed.
+    Encrypt {
+        /// The seed.
+        plaintext: Secret,
+    },
+    /// Unwrap what this key wrapped.
+    Decrypt {
+        /// The stored text, `vault:vN:...`.
+        ciphertext: Bytes,
+        /// The key_id that stands beside it in etcd.
+        key_id: String,
+        /// The annotations that stand beside it in etcd.
+        annotations: BTreeMap<String, Vec<u8>>,
+    },
+}
+
+/// The answer to a KMS v2 call.
+#[derive(Clone, Debug)]
+pub enum Response {
+    /// A wrapped seed.
+    Encrypt {
+        /// The text to store.
+        ciphertext: Bytes,
+        /// The key_id to store beside it: what Status last announced.
+        key_id: KeyId,
+        /// The annotations to store beside it.
+        annotations: Arc<BTreeMap<String, Vec<u8>>>,
+    },
+    /// An unwrapped seed.
+    Decrypt {
+        /// The seed.
+        plaintext: Secret,
+    },
+}
+
+/// A call with the key version and the associated data that it is bound to; the only thing that goes below `aad`.
+#[derive(Clone, Debug)]
+pub struct Bound {
+    /// What Transit is asked to work on.
+    pub payload: Payload,
+    /// The key version with its key_id, annotations and associated data.
+    pub version: Arc<Version>,
+    /// What travels with it.
+    pub context: Context,
+}
+
+/// What Transit works on.
+#[derive(Clone, Debug)]
+pub enum Payload {
+    /// A seed to wrap.
+    Encrypt(Secret),
+    /// A stored text to unwrap.
+    Decrypt(Bytes),
+}
+
+/// What Transit made of a [`Bound`].
+#[derive(Clone, Debug)]
+pub enum Reply {
+    /// The text to store.
+    Encrypted(Bytes),
+    /// The seed.
+    Decrypted(Secret),
+}
+
+/// HTTP methods that OpenBao is asked with.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Method {
+    /// Read.
+    Get,
+    /// Write, login, encrypt, decrypt.
+    Post,
+}
+
+/// What an exchange with OpenBao is for: a metric label and a span name.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Purpose {
+    /// Transit encrypt.
+    Encrypt,
+    /// Transit decrypt, single or batch.
+    Decrypt,
+    /// Reading the key's metadata.
+    Metadata,
+    /// Reading `config/keys`.
+    KeysConfig,
+    /// A login.
+    Login,
+    /// A renewal of the token.
+    Renew,
+    /// Giving the token back.
+    Revoke,
+    /// `sys/health`.
+    Health,
+}
+
+/// Which token a [`BaoCall`] carries.
+#[derive(Clone, Debug)]
+pub enum Credential {
+    /// None: login and `sys/health`.
+    Anonymous,
+    /// The session's, attached by the `token` layer.
+    Session,
+    /// This one: renewal, revocation, and what the `token` layer makes of `Session`.
+    Token(SecretString),
+}
+
+/// One question to OpenBao. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct BaoCall {
+    /// GET or POST.
+    pub method: Method,
+    /// Below `/v1/`, already escaped, without leading slash: `transit/decrypt/k8s`.
+    pub path: Arc<str>,
+    /// The JSON body, wiped after use as it may hold plaintext or credentials.
+    pub body: Option<Secret>,
+    /// Which token goes along.
+    pub credential: Credential,
+    /// Whether the namespace header goes along: always, but for `sys/health`, which refuses it.
+    pub namespaced: bool,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// When the answer is due.
+    pub deadline: Instant,
+    /// Where the KMS call that leads to it is; a call of our own has one nobody looks at.
+    pub progress: Progress,
+    /// The trace to join.
+    pub trace: Option<TraceContext>,
+}
+
+/// OpenBao's answer, whatever its status.
+#[derive(Clone)]
+pub struct BaoReply {
+    /// The HTTP status.
+    pub status: u16,
+    /// The body, bounded in size; may hold plaintext, so it has no `Debug`.
+    pub body: Bytes,
+    /// OpenBao's clock: the `Date` header.
+    pub date: Option<SystemTime>,
+    /// `Retry-After`, in seconds form.
+    pub retry_after: Option<Duration>,
+    /// `Location` of a redirect.
+    pub location: Option<String>,
+    /// Position of the answering address in the configured endpoints; `None` for a redirect host.
+    pub endpoint: Option<usize>,
+}
+
+/// One exchange: a question and the address that gets it. `http` serves it; `endpoint` makes it.
+#[derive(Clone, Debug)]
+pub struct Exchange {
+    /// Scheme, host and port: `https://bao-0:8200`.
+    pub origin: Arc<str>,
+    /// Position in the configured endpoints; `None` for a redirect host.
+    pub endpoint: Option<usize>,
+    /// The question.
+    pub call: BaoCall,
+}
+
+// === impl Kind ===
+
+impl Kind {
+    /// The word for logs and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Encrypt => "encrypt",
+            Self::Decrypt => "decrypt",
+        }
+    }
+}
+
+// === impl Purpose ===
+
+impl Purpose {
+    /// Every purpose, for tables.
+    pub const ALL: [Purpose; 8] = [
+        Self::Encrypt,
+        Self::Decrypt,
+        Self::Metadata,
+        Self::KeysConfig,
+        Self::Login,
+        Self::Renew,
+        Self::Revoke,
+        Self::Health,
+    ];
+
+    /// The word for logs and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Encrypt => "encrypt",
+            Self::Decrypt => "decrypt",
+            Self::Metadata => "metadata",
+            Self::KeysConfig => "keys_config",
+            Self::Login => "login",
+            Self::Renew => "renew",
+            Self::Revoke => "revoke",
+            Self::Health => "health",
+        }
+    }
+}
+
+// === impl Stage ===
+
+impl Stage {
+    const ALL: [Stage; 6] = [Self::View, Self::Flight, Self::Backoff, Self::Queue, Self::Token, Self::OpenBao];
+
+    /// The words for messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::View => "first read of the key",
+            Self::Flight => "identical call in flight",
+            Self::Backoff => "back-off between attempts",
+            Self::Queue => "queue for a slot",
+            Self::Token => "login",
+            Self::OpenBao => "OpenBao",
+        }
+    }
+}
+
+// === impl Progress ===
+
+impl Progress {
+    /// Notes that the call is now in this part.
+    pub fn enter(&self, stage: Stage) {
+        self.0.store(stage as u8 + 1, Ordering::Relaxed);
+    }
+
+    /// The part that the call is in; `None` before the first.
+    pub fn stage(&self) -> Option<Stage> {
+        usize::from(self.0.load(Ordering::Relaxed)).checked_sub(1).and_then(|at| Stage::ALL.get(at).copied())
+    }
+}
+
+// === impl Context ===
+
+impl Context {
+    /// The context of a call that enters now.
+    pub fn new(uid: impl Into<Arc<str>>) -> Self {
+        Self {
+            uid: uid.into(),
+            arrived: Instant::now(),
+            patience: None,
+            deadline: None,
+            trace: None,
+            progress: Progress::default(),
+        }
+    }
+}
+
+// === impl Request ===
+
+impl Request {
+    /// Encrypt or Decrypt.
+    pub fn kind(&self) -> Kind {
+        match self.operation {
+            Operation::Encrypt { .. } => Kind::Encrypt,
+            Operation::Decrypt { .. } => Kind::Decrypt,
+        }
+    }
+}
+
+// === impl Bound ===
+
+impl Bound {
+    /// Encrypt or Decrypt.
+    pub fn kind(&self) -> Kind {
+        match self.payload {
+            Payload::Encrypt(_) => Kind::Encrypt,
+            Payload::Decrypt(_) => Kind::Decrypt,
+        }
+    }
+}
+
+// === impl BaoCall ===
+
+impl BaoCall {
+    /// A call of our own (not on behalf of a KMS call), due after `within`.
+    pub fn own(purpose: Purpose, method: Method, path: impl Into<Arc<str>>, within: Duration) -> Self {
+        Self {
+            method,
+            path: path.into(),
+            body: None,
+            credential: Credential::Session,
+            namespaced: true,
+            purpose,
+            deadline: Instant::now() + within,
+            progress: Progress::default(),
+            trace: None,
+        }
+    }
+
+    /// The same call with a JSON body.
+    pub fn with_body(mut self, body: Vec<u8>) -> Self {
+        self.body = Some(secret(body));
+        self
+    }
+
+    /// The same call with this credential.
+    pub fn with_credential(mut self, credential: Credential) -> Self {
+        self.credential = credential;
+        self
+    }
+}
+
+/// Takes bytes into a wiping, unprintable home.
+pub fn secret(bytes: Vec<u8>) -> Secret {
+    Arc::new(SecretSlice::from(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_says_where_a_call_is() {
+        let progress = Progress::default();
+        assert_eq!(progress.stage(), None);
+        for stage in Stage::ALL {
+            progress.enter(stage);
+            assert_eq!(progress.stage(), Some(stage));
+        }
+    }
+
+    #[test]
+    fn secrets_do_not_print() {
+        let request = Request {
+            operation: Operation::Encrypt { plaintext: secret(b"seed-of-a-cluster".to_vec()) },
+            context: Context::new("u"),
+        };
+        assert!(!format!("{request:?}").contains("115, 101"), "decimal bytes of the seed");
+        assert!(!format!("{request:?}").contains("seed"));
+    }
+}

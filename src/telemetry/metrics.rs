@@ -1,0 +1,194 @@
+//! The instruments, one set for each pipeline, in a registry that is a value: no globals, so tests count in isolation.
+//! Labels are few and bounded: pipeline, call, class, purpose, endpoint position.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+
+use crate::error::Class;
+use crate::request::{Kind, Purpose};
+
+/// `call` and `class` of a KMS call; `ok` is the class of a success.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+pub struct CallLabels {
+    /// `status`, `encrypt` or `decrypt`.
+    pub call: &'static str,
+    /// `ok` or the name of a class.
+    pub class: &'static str,
+}
+
+/// `purpose`, `endpoint` and `class` of an exchange with OpenBao.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+pub struct AttemptLabels {
+    /// What the exchange was for.
+    pub purpose: &'static str,
+    /// Position in the configured endpoints, or `redirect`.
+    pub endpoint: String,
+    /// `ok` or the name of a class.
+    pub class: &'static str,
+}
+
+/// One label: `call`.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+pub struct KindLabel {
+    /// `encrypt` or `decrypt`.
+    pub call: &'static str,
+}
+
+/// The instruments of one pipeline.
+#[derive(Clone, Debug)]
+pub struct PipelineMetrics {
+    pub(super) calls: Family<CallLabels, Counter>,
+    pub(super) call_seconds: Family<KindLabel, Histogram, fn() -> Histogram>,
+    pub(super) in_flight: Family<KindLabel, Gauge>,
+    pub(super) attempts: Family<AttemptLabels, Counter>,
+    pub(super) attempt_seconds: Histogram,
+    pub(super) repeats: Counter,
+    pub(super) shared: Counter,
+    pub(super) hang_ups: Counter,
+    pub(super) queued: Gauge,
+    pub(super) slots_used: Gauge,
+    pub(super) logins: Family<CallLabels, Counter>,
+    pub(super) panics: Counter,
+    pub(super) token_expiry_unix: Gauge<f64, AtomicU64>,
+    pub(super) credential_expiry_unix: Gauge<f64, AtomicU64>,
+    pub(super) peers_refused: Counter,
+    pub(super) connections: Gauge<i64, AtomicI64>,
+}
+
+/// Counts a call as in flight until it is dropped.
+#[derive(Debug)]
+pub struct InFlight(Gauge);
+
+fn latency() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_25, 2.0, 16))
+}
+
+// === impl PipelineMetrics ===
+
+impl Default for PipelineMetrics {
+    fn default() -> Self {
+        Self {
+            calls: Family::default(),
+            call_seconds: Family::new_with_constructor(latency as fn() -> Histogram),
+            in_flight: Family::default(),
+            attempts: Family::default(),
+            attempt_seconds: latency(),
+            repeats: Counter::default(),
+            shared: Counter::default(),
+            hang_ups: Counter::default(),
+            queued: Gauge::default(),
+            slots_used: Gauge::default(),
+            logins: Family::default(),
+            panics: Counter::default(),
+            token_expiry_unix: Gauge::default(),
+            credential_expiry_unix: Gauge::default(),
+            peers_refused: Counter::default(),
+            connections: Gauge::default(),
+        }
+    }
+}
+
+impl PipelineMetrics {
+    /// A set that nobody has registered yet; clones count together.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// An Encrypt or Decrypt has entered; it counts as in flight until the guard drops.
+    pub fn enter(&self, kind: Kind) -> InFlight {
+        let gauge = self.in_flight.get_or_create_owned(&KindLabel { call: kind.name() });
+        gauge.inc();
+        InFlight(gauge)
+    }
+
+    /// An Encrypt or Decrypt is answered; `class` is `None` for a success.
+    pub fn answered(&self, kind: Kind, class: Option<Class>, took: Duration) {
+        let class = class.map_or("ok", Class::name);
+        self.calls.get_or_create(&CallLabels { call: kind.name(), class }).inc();
+        self.call_seconds.get_or_create(&KindLabel { call: kind.name() }).observe(took.as_secs_f64());
+    }
+
+    /// A Status is answered; `healthz` is `ok` or the name of a class.
+    pub fn status_answered(&self, healthz: &'static str) {
+        self.calls.get_or_create(&CallLabels { call: "status", class: healthz }).inc();
+    }
+
+    /// A caller hung up before its answer.
+    pub fn hung_up(&self) {
+        self.hang_ups.inc();
+    }
+
+    /// A call was answered with `internal` because it panicked.
+    pub fn panicked(&self) {
+        self.panics.inc();
+    }
+
+    /// One exchange with OpenBao is over.
+    pub fn attempted(&self, purpose: Purpose, endpoint: Option<usize>, class: Option<Class>, took: Duration) {
+        let labels = AttemptLabels {
+            purpose: purpose.name(),
+            endpoint: endpoint.map_or_else(|| "redirect".to_owned(), |at| at.to_string()),
+            class: class.map_or("ok", Class::name),
+        };
+        self.attempts.get_or_create(&labels).inc();
+        self.attempt_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A call is tried again.
+    pub fn repeated(&self) {
+        self.repeats.inc();
+    }
+
+    /// A Decrypt shares the flight of an identical one.
+    pub fn coalesced(&self) {
+        self.shared.inc();
+    }
+
+    /// Calls that wait for a slot.
+    pub fn set_queued(&self, waiting: usize) {
+        self.queued.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    }
+
+    /// Slots in use.
+    pub fn set_slots_used(&self, used: usize) {
+        self.slots_used.set(i64::try_from(used).unwrap_or(i64::MAX));
+    }
+
+    /// A login or renewal is over; `what` is `login` or `renew`.
+    pub fn logged_in(&self, what: &'static str, class: Option<Class>) {
+        self.logins.get_or_create(&CallLabels { call: what, class: class.map_or("ok", Class::name) }).inc();
+    }
+
+    /// When the token expires by the monotonic clock, told as Unix seconds; 0: there is none.
+    pub fn set_token_expiry(&self, unix: f64) {
+        self.token_expiry_unix.set(unix);
+    }
+
+    /// When the login credential (JWT, certificate) expires by its own word, Unix seconds; 0: it does not say.
+    pub fn set_credential_expiry(&self, unix: f64) {
+        self.credential_expiry_unix.set(unix);
+    }
+
+    /// A connection came from a user that is not allowed.
+    pub fn peer_refused(&self) {
+        self.peers_refused.inc();
+    }
+
+    /// Connections open on the socket.
+    pub fn set_connections(&self, open: usize) {
+        self.connections.set(i64::try_from(open).unwrap_or(i64::MAX));
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
