@@ -94,3 +94,7 @@ fn claimed_version(annotations: &BTreeMap<String, Vec<u8>>) -> Option<u32> {
     let number: u32 = text.parse().ok()?;
     (number.to_string() == text).then_some(number)
 }
+
+#[cfg(test)]
+#[path = "check_tests.rs"]
+mod tests;

@@ -75,3 +75,43 @@ pub fn of(metadata: &Metadata, disable_upsert: Option<bool>) -> Vec<Finding> {
     .filter_map(|(found, finding)| found.then_some(finding))
     .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metadata(change: serde_json::Value) -> Metadata {
+        let mut base = serde_json::json!({
+            "type": "aes256-gcm96", "supports_encryption": true, "supports_decryption": true, "latest_version": 2,
+            "min_decryption_version": 1, "min_encryption_version": 0, "keys": { "1": 10, "2": 20 },
+        });
+        for (key, value) in change.as_object().expect("object") {
+            base[key] = value.clone();
+        }
+        serde_json::from_value(base).expect("metadata")
+    }
+
+    #[test]
+    fn each_property_has_its_finding() {
+        use serde_json::json;
+        let cases = [
+            (json!({}), None),
+            (json!({"type": "rsa-2048"}), Some(TYPE)),
+            (json!({"supports_encryption": false}), Some(TYPE)),
+            (json!({"derived": true}), Some(DERIVED)),
+            (json!({"soft_deleted": true}), Some(SOFT_DELETED)),
+            (json!({"min_encryption_version": 3}), Some(NO_CANDIDATE)),
+            (json!({"exportable": true}), Some(EXPORTABLE)),
+            (json!({"allow_plaintext_backup": true}), Some(PLAINTEXT_BACKUP)),
+            (json!({"deletion_allowed": true}), Some(DELETION_ALLOWED)),
+            (json!({"min_encryption_version": 2}), Some(MIN_ENCRYPTION)),
+            (json!({"min_decryption_version": 2}), Some(MIN_DECRYPTION)),
+        ];
+        for (change, expected) in cases {
+            let found = of(&metadata(change.clone()), Some(true));
+            assert_eq!(found.first().copied(), expected, "{change}");
+        }
+        assert_eq!(of(&metadata(json!({})), None), vec![UPSERT_UNKNOWN]);
+        assert_eq!(of(&metadata(json!({})), Some(false)), vec![UPSERT_ENABLED]);
+    }
+}

@@ -4,6 +4,7 @@
 pub mod aad;
 pub mod annotations;
 pub mod check;
+pub mod clock;
 pub mod config;
 pub mod findings;
 pub mod id;
@@ -14,6 +15,7 @@ pub mod state;
 pub mod view;
 
 pub use check::Refusal;
+pub use clock::BaoClock;
 pub use findings::{Finding, Severity};
 pub use id::KeyId;
 pub use identity::{Identity, Pins};

@@ -73,3 +73,35 @@ impl RefreshRequests {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn many_who_ask_share_one_read_an_interval() {
+        let (refresh, mut requests) = channel(Duration::from_secs(30));
+        let keeper = tokio::spawn(async move {
+            let mut reads = 0;
+            while let Ok(waiters) = tokio::time::timeout(Duration::from_secs(10), requests.due()).await {
+                reads += 1;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                requests.release(waiters);
+            }
+            reads
+        });
+        let askers: Vec<_> = (0..100)
+            .map(|at| {
+                let refresh = refresh.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(at)).await;
+                    refresh.ask().await;
+                })
+            })
+            .collect();
+        for asker in askers {
+            asker.await.expect("nobody waits for ever");
+        }
+        assert_eq!(keeper.await.expect("keeper"), 1);
+    }
+}

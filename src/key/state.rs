@@ -158,3 +158,111 @@ impl KeyState {
         self.refresh.ask().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::identity::{Identity, tests::config};
+    use crate::key::{Metadata, refresh};
+
+    const TOLERANCE: Duration = Duration::from_secs(180);
+
+    fn state(outage: Outage) -> KeyState {
+        KeyState::new(TOLERANCE, outage, refresh::channel(Duration::from_secs(30)).0)
+    }
+
+    fn view(keys: &[(u32, u64)], min_encryption: u32) -> Arc<View> {
+        let identity = Identity::new(&config(), "").expect("identity");
+        let metadata = Metadata {
+            key_type: "aes256-gcm96".into(),
+            derived: false,
+            convergent_encryption: false,
+            exportable: false,
+            allow_plaintext_backup: false,
+            deletion_allowed: false,
+            soft_deleted: false,
+            supports_encryption: true,
+            supports_decryption: true,
+            latest_version: keys.len() as u32,
+            min_decryption_version: 1,
+            min_encryption_version: min_encryption,
+            min_available_version: 0,
+            keys: keys.iter().copied().collect(),
+        };
+        Arc::new(View::at(&identity, &metadata, 1_000_000, 120, None).expect("view"))
+    }
+
+    #[test]
+    fn status_says_starting_then_why_then_ok() {
+        let (state, now) = (state(Outage::StopWrites), Instant::now());
+        assert_eq!(state.status(now), StatusReport { healthz: "starting", key_id: None });
+        state.failed(Class::Unreachable, now);
+        assert_eq!(state.status(now), StatusReport { healthz: "unreachable", key_id: None });
+        state.publish(view(&[(1, 1)], 0));
+        state.succeeded(now);
+        assert_eq!(state.status(now).healthz, "ok");
+        assert!(state.status(now).key_id.is_some());
+    }
+
+    #[test]
+    fn absence_is_tolerated_for_a_while_and_trouble_with_the_key_is_not() {
+        let (state, now) = (state(Outage::StopWrites), Instant::now());
+        state.publish(view(&[(1, 1)], 0));
+        state.succeeded(now);
+        state.failed(Class::Sealed, now + Duration::from_secs(1));
+        assert_eq!(state.status(now + TOLERANCE - Duration::from_millis(1)).healthz, "ok");
+        assert_eq!(state.status(now + TOLERANCE), StatusReport { healthz: "sealed", key_id: None });
+        state.succeeded(now + TOLERANCE);
+        state.failed(Class::KeySoftDeleted, now + TOLERANCE);
+        assert_eq!(state.status(now + TOLERANCE), StatusReport { healthz: "key_soft_deleted", key_id: None });
+    }
+
+    #[test]
+    fn coasting_keeps_the_last_key_id_for_absence_only() {
+        let (state, now) = (state(Outage::Coast), Instant::now());
+        state.publish(view(&[(1, 1)], 0));
+        state.succeeded(now);
+        let announced = state.status(now).key_id;
+        state.failed(Class::Unreachable, now);
+        assert_eq!(state.status(now + TOLERANCE), StatusReport { healthz: "unreachable", key_id: announced.clone() });
+        state.failed(Class::TokenRejected, now);
+        assert_eq!(state.status(now + TOLERANCE), StatusReport { healthz: "token_rejected", key_id: None });
+    }
+
+    #[tokio::test]
+    async fn encrypt_uses_what_status_announced_and_decrypt_what_is_current() {
+        let (state, now) = (state(Outage::StopWrites), Instant::now());
+        let (old, new) = (view(&[(1, 1)], 0), view(&[(1, 1), (2, 2)], 0));
+        state.publish(old.clone());
+        state.succeeded(now);
+        state.status(now);
+        state.publish(new.clone());
+        assert_eq!(state.announced().await.active().number, 1);
+        assert_eq!(state.current().await.active().number, 2);
+        assert_eq!(state.status(now).key_id.as_ref(), Some(&new.active().key_id));
+        assert_eq!(state.announced().await.active().number, 2);
+    }
+
+    #[tokio::test]
+    async fn encrypt_leaves_an_announced_version_that_may_no_longer_encrypt() {
+        let (state, now) = (state(Outage::StopWrites), Instant::now());
+        state.publish(view(&[(1, 1)], 0));
+        state.succeeded(now);
+        state.status(now);
+        state.publish(view(&[(1, 1), (2, 2)], 2));
+        assert_eq!(state.announced().await.active().number, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_wait_for_the_first_view() {
+        let state = Arc::new(state(Outage::StopWrites));
+        let waiting = tokio::spawn({
+            let state = state.clone();
+            async move { state.current().await.active().number }
+        });
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(!waiting.is_finished());
+        state.publish(view(&[(1, 1)], 0));
+        assert_eq!(waiting.await.expect("task"), 1);
+    }
+}
