@@ -53,7 +53,7 @@ fn mounts(inner: &mut Inner, place: &Place<'_>, name: &str, prefix: &str) -> Rep
     let Some(namespace) = inner.namespaces.get_mut(&place.namespace) else { return unsupported_path() };
     match (place.operation, name) {
         ("read", "") => {
-            let all = namespace.mounts.iter().filter(|(at, _)| at.starts_with("auth/") == !prefix.is_empty());
+            let all = namespace.mounts.iter().filter(|(at, _)| at.starts_with("auth/") != prefix.is_empty());
             let data = all.map(|(at, mount)| (at[prefix.len()..].to_owned(), mount.describe())).collect();
             Success { data: Some(data), at_top: true, ..Success::default() }.reply()
         }

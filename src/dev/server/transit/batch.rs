@@ -135,7 +135,7 @@ pub fn items(raw: &Value, needs: (&str, &str)) -> Result<Vec<Item>, Reply> {
 /// Every item has a context or none has.
 pub fn contexts_agree(items: &[Item]) -> Result<(), Reply> {
     let first = items.first().is_some_and(|item| !item.context.is_empty());
-    if items.iter().all(|item| !item.context.is_empty() == first) {
+    if items.iter().all(|item| item.context.is_empty() != first) {
         return Ok(());
     }
     Err(Reply::bad("context should be set either in all the request blocks or in none"))
