@@ -1,1 +1,159 @@
-//! (being written)
+//! Reading the files that the configuration points to: opened once, judged by what was opened, bounded in size. A
+//! symlink is followed, because projected volumes are made of them; what it leads to must be safe.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+/// Certificates and CA bundles.
+pub const MAX_PEM: u64 = 1 << 20;
+/// A JWT.
+pub const MAX_JWT: u64 = 16 << 10;
+
+/// Who may read a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Secrecy {
+    /// Anyone: certificates, CA bundles.
+    Public,
+    /// The owner, and our own group: keys and tokens.
+    Private,
+}
+
+/// Why a file is not used. Names the path, never the content.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It cannot be opened or read.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It is a directory, a device or a socket.
+    #[error("{path}: not a regular file")]
+    NotAFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is larger than anything that belongs there.
+    #[error("{path}: larger than {limit} bytes")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// Somebody else owns it.
+    #[error("{path}: belongs to uid {owner}; it must belong to root or to the user of this service")]
+    Owner {
+        /// The file.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
+    /// Its mode lets others write it, or read it when it is private.
+    #[error("{path}: mode {mode:04o} lets others {what} it; use chmod {remedy}")]
+    Mode {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+        /// `write` or `read`.
+        what: &'static str,
+        /// The mode that fits.
+        remedy: &'static str,
+    },
+}
+
+/// Reads a file that is safe to rely on.
+///
+/// # Errors
+/// When it cannot be read, is larger than `limit` bytes, belongs to a stranger, or its mode lets others meddle.
+pub fn read(path: &Path, secrecy: Secrecy, limit: u64) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    let io = |source| FileError::Io { path: path.to_owned(), source };
+    let file = open(path).map_err(io)?;
+    let meta = file.metadata().map_err(io)?;
+    judge(path, &meta, secrecy)?;
+    let mut content = Zeroizing::new(Vec::with_capacity(usize::try_from(meta.len().min(limit)).unwrap_or(0) + 1));
+    file.take(limit + 1).read_to_end(&mut content).map_err(io)?;
+    if content.len() as u64 > limit {
+        return Err(FileError::TooLarge { path: path.to_owned(), limit });
+    }
+    Ok(content)
+}
+
+/// Opened without blocking, so that a pipe in the file's place cannot hang us.
+fn open(path: &Path) -> std::io::Result<File> {
+    use rustix::fs::{Mode, OFlags, open};
+    Ok(open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty())?.into())
+}
+
+fn judge(path: &Path, meta: &std::fs::Metadata, secrecy: Secrecy) -> Result<(), FileError> {
+    if !meta.is_file() {
+        return Err(FileError::NotAFile { path: path.to_owned() });
+    }
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    if meta.uid() != 0 && meta.uid() != uid {
+        return Err(FileError::Owner { path: path.to_owned(), owner: meta.uid() });
+    }
+    let mode = meta.mode() & 0o777;
+    let refuse = |what, remedy| Err(FileError::Mode { path: path.to_owned(), mode, what, remedy });
+    if mode & 0o022 != 0 {
+        return refuse("write", if secrecy == Secrecy::Private { "0600" } else { "0644" });
+    }
+    let group_is_ours = meta.gid() == gid;
+    if secrecy == Secrecy::Private && (mode & 0o004 != 0 || (mode & 0o040 != 0 && !group_is_ours)) {
+        return refuse("read", "0600");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn file(mode: u32) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("file");
+        std::fs::write(&path, b"content").expect("written");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("mode");
+        (dir, path)
+    }
+
+    #[test]
+    fn a_symlink_is_followed() {
+        let (dir, path) = file(0o600);
+        let link = dir.path().join("link");
+        symlink(&path, &link).expect("link");
+        assert_eq!(&**read(&link, Secrecy::Private, 100).expect("read"), b"content");
+    }
+
+    #[test]
+    fn modes_are_judged() {
+        for (mode, secrecy, good) in [
+            (0o644, Secrecy::Public, true),
+            (0o664, Secrecy::Public, false),
+            (0o646, Secrecy::Public, false),
+            (0o600, Secrecy::Private, true),
+            (0o640, Secrecy::Private, true),
+            (0o644, Secrecy::Private, false),
+        ] {
+            let (_dir, path) = file(mode);
+            assert_eq!(read(&path, secrecy, 100).is_ok(), good, "{mode:o} {secrecy:?}");
+        }
+    }
+
+    #[test]
+    fn size_and_kind_are_bounded() {
+        let (dir, path) = file(0o600);
+        assert!(matches!(read(&path, Secrecy::Private, 3), Err(FileError::TooLarge { limit: 3, .. })));
+        assert!(matches!(read(dir.path(), Secrecy::Public, 3), Err(FileError::NotAFile { .. })));
+        assert!(matches!(read(&dir.path().join("none"), Secrecy::Public, 3), Err(FileError::Io { .. })));
+    }
+}

@@ -22,8 +22,8 @@ macro_rules! plugin_choice {
     ($(#[$meta:meta])* $vis:vis enum $name:ident in $room:literal {
         $($key:literal => $variant:ident($config:ty): $summary:literal, $why:literal;)+
     }) => {
-        $(#[$meta])*
         #[derive(Clone, Debug, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+        $(#[$meta])*
         $vis enum $name {
             $(#[doc = $summary] #[serde(rename = $key)] $variant($config),)+
         }

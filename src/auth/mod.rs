@@ -1,1 +1,63 @@
-//! (being written)
+//! How a token is obtained and kept: login methods, a file each, and one session that renews. Tokens live in memory only.
+
+pub mod cert;
+pub mod jwt;
+mod lease;
+mod session;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub use session::{Session, Token};
+
+use crate::error::Error;
+use crate::request::BaoCall;
+
+crate::plugin_choice! {
+    /// `auth`: how a token is obtained; a map with exactly one key.
+    #[schemars(rename = "Auth")]
+    pub enum Config in "auth" {
+        "jwt" => Jwt(jwt::Config): "A JWT from a file, which somebody outside the protected cluster issues and renews.", "The default: needs no key material of its own and is short-lived.";
+        "cert" => Cert(cert::Config): "A client certificate and its key.", "For nodes that have a machine identity, from files.";
+    }
+}
+
+/// What a login method does: makes the login call from what its files hold now.
+pub trait Method: Send + Sync {
+    /// The login call and what the credential says of itself. Files are read at each call.
+    ///
+    /// # Errors
+    /// `credential_unavailable` when a file is missing or unusable.
+    fn login(&self) -> Result<Attempt, Error>;
+}
+
+/// One login about to be made.
+#[derive(Debug)]
+pub struct Attempt {
+    /// The call; anonymous, with the namespace header.
+    pub call: BaoCall,
+    /// When the credential expires by its own word, Unix seconds.
+    pub expires_unix: Option<u64>,
+    /// What is remarkable about the credential. Never stops a login: the node's clock may be wrong, OpenBao decides.
+    pub findings: Vec<String>,
+}
+
+// === impl Config ===
+
+impl Config {
+    /// The method that the configuration names.
+    pub fn method(&self) -> Arc<dyn Method> {
+        match self {
+            Self::Jwt(config) => Arc::new(jwt::Jwt::new(config.clone())),
+            Self::Cert(config) => Arc::new(cert::Cert::new(config.clone())),
+        }
+    }
+
+    /// Certificate and key that the TLS connection itself must show, when the method wants that.
+    pub fn client_identity(&self) -> Option<(PathBuf, PathBuf)> {
+        match self {
+            Self::Jwt(_) => None,
+            Self::Cert(config) => Some((config.cert_file.clone(), config.key_file.clone())),
+        }
+    }
+}

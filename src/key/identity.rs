@@ -81,14 +81,19 @@ impl Identity {
     /// Joins the configured identity with the backend's namespace (empty: none).
     pub fn new(config: &Config, namespace: &str) -> Result<Self, NamespaceError> {
         check_namespace(namespace)?;
-        Ok(Self {
+        Ok(Self::of(config, namespace))
+    }
+
+    /// The same for a namespace that the loader has already checked.
+    pub fn of(config: &Config, namespace: &str) -> Self {
+        Self {
             provider_name: config.provider_name.clone(),
             cluster_id: config.cluster_id.clone(),
             openbao_id: config.openbao_id.clone(),
             namespace: (!namespace.is_empty()).then(|| namespace.to_owned()),
             transit_mount_id: config.transit_mount_id.clone(),
             key_lineage_id: config.key_lineage_id.clone(),
-        })
+        }
     }
 }
 

@@ -45,6 +45,11 @@ impl Refresh {
 // === impl RefreshRequests ===
 
 impl RefreshRequests {
+    /// Takes over another interval, as a reload may bring.
+    pub fn set_interval(&mut self, interval: Duration) {
+        self.interval = interval;
+    }
+
     /// The waiters of the next read that is due; those who come within the interval of the last one are let go.
     pub async fn due(&mut self) -> Vec<oneshot::Sender<()>> {
         loop {

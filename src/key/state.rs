@@ -49,9 +49,15 @@ pub struct KeyState {
     announced: ArcSwapOption<View>,
     first: watch::Sender<bool>,
     health: Mutex<Health>,
+    policy: Mutex<Policy>,
+    refresh: Refresh,
+}
+
+/// The `health` section of the file; a reload may change it.
+#[derive(Clone, Copy, Debug)]
+struct Policy {
     tolerance: Duration,
     outage: Outage,
-    refresh: Refresh,
 }
 
 // === impl KeyState ===
@@ -64,10 +70,18 @@ impl KeyState {
             announced: ArcSwapOption::empty(),
             first: watch::Sender::new(false),
             health: Mutex::new(Health::default()),
-            tolerance,
-            outage,
+            policy: Mutex::new(Policy { tolerance, outage }),
             refresh,
         }
+    }
+
+    /// Takes over another `health` section.
+    pub fn set_policy(&self, tolerance: Duration, outage: Outage) {
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = Policy { tolerance, outage };
+    }
+
+    fn policy(&self) -> Policy {
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The answer to Status. A healthy one announces the current view: from then on Encrypt uses it.
@@ -82,7 +96,7 @@ impl KeyState {
             }
             (None, trouble) => StatusReport { healthz: trouble.unwrap_or(Class::Starting).name(), key_id: None },
             (Some(_), Some(class)) => {
-                let coasts = self.outage == Outage::Coast && class.bearing() == Bearing::Absence;
+                let coasts = self.policy().outage == Outage::Coast && class.bearing() == Bearing::Absence;
                 let announced = if coasts { self.announced.load_full() } else { None };
                 StatusReport { healthz: class.name(), key_id: announced.map(|view| view.active().key_id.clone()) }
             }
@@ -94,7 +108,7 @@ impl KeyState {
         let health = self.health();
         let (class, _) = health.trouble?;
         let tolerated = class.bearing() == Bearing::Absence
-            && health.last_success.is_some_and(|at| now.saturating_duration_since(at) < self.tolerance);
+            && health.last_success.is_some_and(|at| now.saturating_duration_since(at) < self.policy().tolerance);
         (!tolerated).then_some(class)
     }
 

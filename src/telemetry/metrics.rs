@@ -10,6 +10,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
 
 use crate::error::Class;
 use crate::request::{Kind, Purpose};
@@ -113,6 +114,45 @@ impl PipelineMetrics {
         let class = class.map_or("ok", Class::name);
         self.calls.get_or_create(&CallLabels { call: kind.name(), class }).inc();
         self.call_seconds.get_or_create(&KindLabel { call: kind.name() }).observe(took.as_secs_f64());
+    }
+
+    /// Registers every instrument under its name.
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register("calls", "KMS calls answered, by call and class.", self.calls.clone());
+        registry.register("call_seconds", "From the socket to the answer.", self.call_seconds.clone());
+        registry.register("calls_in_flight", "Calls inside.", self.in_flight.clone());
+        registry.register("openbao_attempts", "Exchanges with OpenBao.", self.attempts.clone());
+        registry.register("openbao_attempt_seconds", "One exchange with OpenBao.", self.attempt_seconds.clone());
+        registry.register("repeats", "Calls tried again.", self.repeats.clone());
+        registry.register("coalesced", "Decrypts that shared the flight of an identical one.", self.shared.clone());
+        registry.register("hang_ups", "Callers that left before their answer.", self.hang_ups.clone());
+        registry.register("queued", "Calls that wait for a slot.", self.queued.clone());
+        registry.register("slots_used", "Slots in use.", self.slots_used.clone());
+        registry.register("logins", "Logins and renewals, by class.", self.logins.clone());
+        registry.register("panics", "Calls that panicked; each is a defect.", self.panics.clone());
+        registry.register(
+            "token_expiry_timestamp_seconds",
+            "When the token ends; 0: never or none.",
+            self.token_expiry_unix.clone(),
+        );
+        registry.register(
+            "credential_expiry_timestamp_seconds",
+            "When the login credential ends; 0: it does not say.",
+            self.credential_expiry_unix.clone(),
+        );
+        registry.register("peers_refused", "Connections from users that are not allowed.", self.peers_refused.clone());
+        registry.register("connections", "Connections open on the socket.", self.connections.clone());
+    }
+
+    /// Encrypt and Decrypt calls that failed so far, by class; only classes that occurred.
+    pub fn failures(&self) -> Vec<(&'static str, Class, u64)> {
+        let kinds = [Kind::Encrypt, Kind::Decrypt];
+        let rows = kinds.iter().flat_map(|kind| Class::ALL.iter().map(move |class| (kind.name(), *class)));
+        rows.filter_map(|(call, class)| {
+            let count = self.calls.get(&CallLabels { call, class: class.name() })?.get();
+            Some((call, class, count))
+        })
+        .collect()
     }
 
     /// A Status is answered; `healthz` is `ok` or the name of a class.

@@ -1,0 +1,147 @@
+//! Login with a JWT from a file. Its claims are looked at for findings and schedules only; whether it is good is for
+//! OpenBao to say.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Attempt, Method};
+use crate::error::{Class, Error};
+use crate::files::{self, Secrecy};
+use crate::request::{BaoCall, Credential, Method as HttpMethod, Purpose};
+
+/// How long a login may take.
+pub(super) const LOGIN_WITHIN: Duration = Duration::from_secs(5);
+
+/// `auth.jwt`: a JWT from a file, which somebody outside the protected cluster issues and renews.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[schemars(rename = "JwtLogin")]
+pub struct Config {
+    /// The path of the auth mount, without `auth/`.
+    #[serde(default = "default_mount")]
+    #[schemars(regex(pattern = "^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$"))]
+    pub mount: String,
+    /// The role to log in with.
+    #[schemars(length(min = 1, max = 256))]
+    pub role: String,
+    /// The file with the JWT, at most 16 KiB; read again at each login.
+    pub file: PathBuf,
+}
+
+fn default_mount() -> String {
+    "jwt".to_owned()
+}
+
+/// The method.
+#[derive(Debug)]
+pub struct Jwt {
+    config: Config,
+}
+
+#[derive(Default, Deserialize)]
+struct Claims {
+    exp: Option<f64>,
+    nbf: Option<f64>,
+    iat: Option<f64>,
+    iss: Option<serde_json::Value>,
+    aud: Option<serde_json::Value>,
+    sub: Option<serde_json::Value>,
+}
+
+// === impl Jwt ===
+
+impl Jwt {
+    /// The method of this configuration.
+    pub fn new(config: Config) -> Self {
+        Self { config }
+    }
+}
+
+impl Method for Jwt {
+    fn login(&self) -> Result<Attempt, Error> {
+        let unavailable = |detail: String| Error::new(Class::CredentialUnavailable, detail);
+        let path = &self.config.file;
+        let content =
+            files::read(path, Secrecy::Private, files::MAX_JWT).map_err(|error| unavailable(error.to_string()))?;
+        let text = std::str::from_utf8(&content).unwrap_or_default().trim();
+        let claims = claims(text).ok_or_else(|| unavailable(format!("{}: not a JWT", path.display())))?;
+        let body = serde_json::json!({ "role": self.config.role, "jwt": text });
+        let body = serde_json::to_vec(&body).map_err(|_| Error::from(Class::Internal))?;
+        let login = format!("auth/{}/login", self.config.mount);
+        Ok(Attempt {
+            call: BaoCall::own(Purpose::Login, HttpMethod::Post, login, LOGIN_WITHIN)
+                .with_body(body)
+                .with_credential(Credential::Anonymous),
+            expires_unix: claims.exp.map(|exp| exp.max(0.0) as u64),
+            findings: findings(&claims, SystemTime::now()),
+        })
+    }
+}
+
+/// The claims of a text with the shape of a JWT: three base64url parts, the middle one a JSON object.
+fn claims(text: &str) -> Option<Claims> {
+    let parts: Vec<&str> = text.split('.').collect();
+    let [header, body, signature] = parts[..] else {
+        return None;
+    };
+    URL_SAFE_NO_PAD.decode(header).ok()?;
+    URL_SAFE_NO_PAD.decode(signature).ok()?;
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(body).ok()?).ok()
+}
+
+fn findings(claims: &Claims, now: SystemTime) -> Vec<String> {
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let mut found = Vec::new();
+    match claims.exp {
+        None => found.push("the JWT has no exp: it never expires by itself".to_owned()),
+        Some(exp) if exp <= now => found.push("the JWT has expired by this node's clock".to_owned()),
+        Some(exp) if exp - now < 300.0 => {
+            found.push("the JWT expires within 5 minutes by this node's clock".to_owned())
+        }
+        Some(_) => {}
+    }
+    if claims.nbf.is_some_and(|nbf| nbf > now + 60.0) {
+        found.push("the JWT is not valid yet by this node's clock".to_owned());
+    }
+    if claims.iat.is_some_and(|iat| iat > now + 60.0) {
+        found.push("the JWT was issued in the future by this node's clock".to_owned());
+    }
+    for (name, claim) in [("iss", &claims.iss), ("aud", &claims.aud), ("sub", &claims.sub)] {
+        if claim.is_none() {
+            found.push(format!("the JWT has no {name}"));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn jwt(claims: &serde_json::Value) -> String {
+        format!("{}.{}.c2ln", URL_SAFE_NO_PAD.encode("{\"alg\":\"ES256\"}"), URL_SAFE_NO_PAD.encode(claims.to_string()))
+    }
+
+    #[test]
+    fn what_is_no_jwt_is_refused() {
+        for text in ["", "a.b", "a.b.c.d", "!.e30.x", "e30.!.x", "e30.bm8.x"] {
+            assert!(claims(text).is_none(), "{text}");
+        }
+        assert!(claims(&jwt(&serde_json::json!({}))).is_some());
+    }
+
+    #[test]
+    fn claims_make_findings_and_never_a_refusal() {
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let good = serde_json::json!({"exp": 2_000, "iss": "i", "aud": "a", "sub": "s"});
+        let parsed = |value| claims(&jwt(&value)).expect("jwt");
+        assert_eq!(findings(&parsed(good.clone()), at(1_000)), Vec::<String>::new());
+        assert_eq!(findings(&parsed(good), at(3_000)), ["the JWT has expired by this node's clock"]);
+        assert_eq!(findings(&parsed(serde_json::json!({"nbf": 9_000, "iat": 9_000})), at(0)).len(), 6);
+    }
+}

@@ -1,0 +1,105 @@
+//! Binds a call to a key version and its associated data. Decrypt is validated here, locally and in the order of the
+//! format; below this layer only what agrees with a known version exists.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tower::Service;
+
+use super::Answer;
+use crate::error::{Class, Error};
+use crate::key::check::{Refusal, check};
+use crate::key::{KeyState, Version};
+use crate::request::{Bound, Operation, Payload, Reply, Request, Response, Stage};
+
+/// The layer's service.
+#[derive(Clone)]
+pub(super) struct Aad<S> {
+    inner: S,
+    key: Arc<KeyState>,
+}
+
+// === impl Aad ===
+
+impl<S> Aad<S> {
+    pub(super) fn new(inner: S, key: Arc<KeyState>) -> Self {
+        Self { inner, key }
+    }
+}
+
+/// Takes the view once and binds the call to a version of it.
+async fn bind(key: &KeyState, request: Request) -> Result<Bound, Error> {
+    let Request { operation, context } = request;
+    context.progress.enter(Stage::View);
+    match operation {
+        Operation::Encrypt { plaintext } => {
+            let version = key.announced().await.active().clone();
+            Ok(Bound { payload: Payload::Encrypt(plaintext), version, context })
+        }
+        Operation::Decrypt { ciphertext, key_id, annotations } => {
+            let found = check(&*key.current().await, &key_id, &annotations, &ciphertext);
+            let found = match found {
+                // Another node may have seen a rotation, or a lowered minimum, before us.
+                Err(Refusal::KeyIdUnknown | Refusal::TooOld(_)) => {
+                    key.refresh().await;
+                    check(&*key.current().await, &key_id, &annotations, &ciphertext)
+                }
+                found => found,
+            };
+            let version = found.map_err(refused)?;
+            Ok(Bound { payload: Payload::Decrypt(ciphertext), version, context })
+        }
+    }
+}
+
+fn refused(refusal: Refusal) -> Error {
+    let class = match refusal {
+        Refusal::KeyIdMalformed => Class::KeyIdMalformed,
+        Refusal::KeyIdUnknown => Class::KeyIdUnknown,
+        Refusal::TooOld(_) => Class::VersionTooOld,
+        Refusal::Missing(_) | Refusal::Disagrees(_) | Refusal::Annotations => Class::AnnotationsInvalid,
+        Refusal::Prefix => Class::CiphertextInvalid,
+    };
+    let error = Error::new(class, refusal.to_string());
+    match refusal {
+        Refusal::TooOld(version) => error.with_version(version),
+        _ => error,
+    }
+}
+
+fn respond(reply: Reply, version: &Version) -> Response {
+    match reply {
+        Reply::Encrypted(ciphertext) => {
+            Response::Encrypt { ciphertext, key_id: version.key_id.clone(), annotations: version.annotations.clone() }
+        }
+        Reply::Decrypted(plaintext) => Response::Decrypt { plaintext },
+    }
+}
+
+impl<S> Service<Request> for Aad<S>
+where
+    S: Service<Bound, Response = Reply, Error = Error> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    type Response = Response;
+    type Error = Error;
+    type Future = Answer<Response>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let Self { mut inner, key } = self.clone();
+        Box::pin(async move {
+            let bound = bind(&key, request).await?;
+            let version = bound.version.clone();
+            let reply = inner.call(bound).await.map_err(|error| match error.class() {
+                // OpenBao names no version; we know which one was asked for.
+                Class::VersionTooOld => error.with_version(version.number),
+                _ => error,
+            })?;
+            Ok(respond(reply, &version))
+        })
+    }
+}

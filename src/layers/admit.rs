@@ -1,0 +1,203 @@
+//! Bounds the exchanges in flight and the calls that wait for one. One slot is kept for Encrypt, so that a storm of
+//! decrypts never keeps an API server from its first write.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tower::Service;
+
+use super::Answer;
+use crate::error::{Class, Error};
+use crate::request::{Bound, Kind, Reply, Stage};
+use crate::telemetry::metrics::PipelineMetrics;
+
+/// `layers.admit`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[schemars(rename = "AdmitLayer")]
+pub struct Config {
+    /// Exchanges with OpenBao in flight, one of them kept for Encrypt. 2 to 1024. Default 64.
+    #[schemars(range(min = 2, max = 1_024))]
+    pub max_in_flight: usize,
+    /// Distinct calls that may wait for a slot; more are refused. 0 to 65536. Default 1024.
+    #[schemars(range(min = 0, max = 65_536))]
+    pub max_queued: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { max_in_flight: 64, max_queued: 1024 }
+    }
+}
+
+/// The layer's service.
+#[derive(Clone)]
+pub(super) struct Admit<S> {
+    inner: S,
+    gate: Arc<Gate>,
+}
+
+struct Gate {
+    slots: Arc<Semaphore>,
+    decrypts: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    max_in_flight: usize,
+    max_queued: usize,
+    metrics: Arc<PipelineMetrics>,
+}
+
+/// A slot; given back when dropped.
+struct Slot {
+    held: Option<(OwnedSemaphorePermit, Option<OwnedSemaphorePermit>)>,
+    gate: Arc<Gate>,
+}
+
+/// A place in the queue; given back when dropped, so that a caller that hangs up leaves none behind.
+struct Place<'a>(&'a Gate);
+
+// === impl Admit ===
+
+impl<S> Admit<S> {
+    pub(super) fn new(inner: S, config: &Config, metrics: Arc<PipelineMetrics>) -> Self {
+        let gate = Gate {
+            slots: Arc::new(Semaphore::new(config.max_in_flight)),
+            decrypts: Arc::new(Semaphore::new(config.max_in_flight.saturating_sub(1).max(1))),
+            waiting: AtomicUsize::new(0),
+            max_in_flight: config.max_in_flight,
+            max_queued: config.max_queued,
+            metrics,
+        };
+        Self { inner, gate: Arc::new(gate) }
+    }
+}
+
+// === impl Gate ===
+
+impl Gate {
+    async fn slot(self: &Arc<Self>, bound: &Bound) -> Result<Slot, Error> {
+        let closed = |_| Error::new(Class::Internal, "the gate is closed");
+        let kind = bound.kind();
+        if let Some(slot) = self.try_slot(kind) {
+            return Ok(slot);
+        }
+        let _place = self.queue()?;
+        bound.context.progress.enter(Stage::Queue);
+        let decrypt = match kind {
+            Kind::Encrypt => None,
+            Kind::Decrypt => Some(self.decrypts.clone().acquire_owned().await.map_err(closed)?),
+        };
+        let slot = self.slots.clone().acquire_owned().await.map_err(closed)?;
+        Ok(self.taken(slot, decrypt))
+    }
+
+    fn try_slot(self: &Arc<Self>, kind: Kind) -> Option<Slot> {
+        let decrypt = match kind {
+            Kind::Encrypt => None,
+            Kind::Decrypt => Some(self.decrypts.clone().try_acquire_owned().ok()?),
+        };
+        let slot = self.slots.clone().try_acquire_owned().ok()?;
+        Some(self.taken(slot, decrypt))
+    }
+
+    fn taken(self: &Arc<Self>, slot: OwnedSemaphorePermit, decrypt: Option<OwnedSemaphorePermit>) -> Slot {
+        self.metrics.set_slots_used(self.max_in_flight - self.slots.available_permits());
+        Slot { held: Some((slot, decrypt)), gate: self.clone() }
+    }
+
+    fn queue(&self) -> Result<Place<'_>, Error> {
+        let waiting = self.waiting.fetch_add(1, Ordering::Relaxed) + 1;
+        let place = Place(self);
+        self.metrics.set_queued(waiting);
+        if waiting > self.max_queued {
+            return Err(Error::new(Class::Overloaded, "more calls wait for a slot than layers.admit.maxQueued"));
+        }
+        Ok(place)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let waiting = self.0.waiting.fetch_sub(1, Ordering::Relaxed) - 1;
+        self.0.metrics.set_queued(waiting);
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.held.take();
+        let gate = &self.gate;
+        gate.metrics.set_slots_used(gate.max_in_flight - gate.slots.available_permits());
+    }
+}
+
+impl<S> Service<Bound> for Admit<S>
+where
+    S: Service<Bound, Response = Reply, Error = Error> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    type Response = Reply;
+    type Error = Error;
+    type Future = Answer<Reply>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, bound: Bound) -> Self::Future {
+        let Self { mut inner, gate } = self.clone();
+        Box::pin(async move {
+            let _slot = gate.slot(&bound).await?;
+            inner.call(bound).await
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::testing::{decrypt, encrypt};
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn stuck(
+        config: Config,
+    ) -> Admit<impl Service<Bound, Response = Reply, Error = Error, Future = Answer<Reply>> + Clone + Send> {
+        let never = tower::service_fn(|_: Bound| -> Answer<Reply> { Box::pin(std::future::pending()) });
+        Admit::new(never, &config, PipelineMetrics::new())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn decrypts_leave_one_slot_for_encrypt() {
+        let mut admit = stuck(Config { max_in_flight: 3, max_queued: 10 });
+        let calls: Vec<_> = (0..5).map(|_| tokio::spawn(admit.call(decrypt("vault:v1:a", SECOND)))).collect();
+        tokio::task::yield_now().await;
+        assert_eq!(admit.gate.slots.available_permits(), 1);
+        assert_eq!(admit.gate.waiting.load(Ordering::Relaxed), 3);
+        let write = tokio::spawn(admit.call(encrypt(SECOND)));
+        tokio::task::yield_now().await;
+        assert_eq!(admit.gate.slots.available_permits(), 0);
+        for call in calls {
+            call.abort();
+        }
+        write.abort();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(admit.gate.slots.available_permits(), 3);
+        assert_eq!(admit.gate.waiting.load(Ordering::Relaxed), 0, "who hangs up leaves no place behind");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beyond_the_queue_calls_are_refused() {
+        let mut admit = stuck(Config { max_in_flight: 2, max_queued: 1 });
+        let _calls: Vec<_> = (0..2).map(|_| tokio::spawn(admit.call(decrypt("vault:v1:a", SECOND)))).collect();
+        tokio::task::yield_now().await;
+        let error = admit.call(decrypt("vault:v1:a", SECOND)).await.expect_err("refused");
+        assert_eq!(error.class(), Class::Overloaded);
+        assert_eq!(admit.gate.waiting.load(Ordering::Relaxed), 1);
+    }
+}

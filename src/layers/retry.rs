@@ -1,0 +1,201 @@
+//! The only place that repeats. What did no work is repeated for as long as the deadline allows; other repeats are
+//! counted, and the pipeline's budget bounds them all the same when everything fails.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use tower::Service;
+
+use super::Answer;
+use crate::error::{Error, Repeat};
+use crate::request::{Bound, Reply, Stage};
+use crate::telemetry::metrics::PipelineMetrics;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(25);
+const LAST_PAUSE: Duration = Duration::from_millis(500);
+/// Tokens of the budget: a success brings a tenth of one, a counted repeat takes one.
+const FULL: u32 = 1_000;
+const REPEAT_COSTS: u32 = 10;
+const SUCCESS_BRINGS: u32 = 1;
+
+/// `layers.retry`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+#[schemars(rename = "RetryLayer")]
+pub struct Config {
+    /// Whether anything is repeated. Default true.
+    pub enabled: bool,
+    /// Attempts of one call that may have done work, the first included. What did no work is not counted. 1 to 10. Default 3.
+    #[schemars(range(min = 1, max = 10))]
+    pub max_attempts: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { enabled: true, max_attempts: 3 }
+    }
+}
+
+/// The layer's service.
+#[derive(Clone)]
+pub(super) struct Retry<S> {
+    inner: S,
+    max_attempts: u32,
+    enabled: bool,
+    budget: Arc<AtomicU32>,
+    metrics: Arc<PipelineMetrics>,
+}
+
+// === impl Retry ===
+
+impl<S> Retry<S> {
+    pub(super) fn new(inner: S, config: &Config, metrics: Arc<PipelineMetrics>) -> Self {
+        Self {
+            inner,
+            max_attempts: config.max_attempts,
+            enabled: config.enabled,
+            budget: Arc::new(AtomicU32::new(FULL)),
+            metrics,
+        }
+    }
+
+    fn earn(&self) {
+        // Full most of the time: reading is cheaper than writing.
+        if self.budget.load(Ordering::Relaxed) < FULL {
+            self.budget.fetch_add(SUCCESS_BRINGS, Ordering::Relaxed);
+        }
+    }
+
+    fn spend(&self) -> bool {
+        self.budget.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(REPEAT_COSTS)).is_ok()
+    }
+
+    /// Whether an error may be repeated once more.
+    fn allows(&self, error: &Error, counted: &mut u32) -> bool {
+        match error.class().repeat() {
+            Repeat::Never => false,
+            Repeat::Free => true,
+            Repeat::Counted => {
+                *counted += 1;
+                *counted < self.max_attempts && self.spend()
+            }
+        }
+    }
+}
+
+impl<S> Retry<S>
+where
+    S: Service<Bound, Response = Reply, Error = Error>,
+{
+    async fn run(mut self, bound: Bound) -> Result<Reply, Error> {
+        let (mut pause, mut counted) = (FIRST_PAUSE, 0);
+        loop {
+            let error = match self.inner.call(bound.clone()).await {
+                Ok(reply) => {
+                    self.earn();
+                    return Ok(reply);
+                }
+                Err(error) => error,
+            };
+            if !self.enabled || !self.allows(&error, &mut counted) {
+                return Err(error);
+            }
+            let wait = error.retry_after().unwrap_or_else(|| pause.mul_f64(0.5 + fastrand::f64()));
+            pause = (pause * 2).min(LAST_PAUSE);
+            // No time for another attempt: the caller learns the reason rather than that it was late.
+            if bound.context.deadline.is_some_and(|due| Instant::now() + wait >= due) {
+                return Err(error);
+            }
+            bound.context.progress.enter(Stage::Backoff);
+            self.metrics.repeated();
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
+impl<S> Service<Bound> for Retry<S>
+where
+    S: Service<Bound, Response = Reply, Error = Error> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    type Response = Reply;
+    type Error = Error;
+    type Future = Answer<Reply>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, bound: Bound) -> Self::Future {
+        Box::pin(self.clone().run(bound))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::super::testing::{decrypt, opened};
+    use super::*;
+    use crate::error::Class;
+
+    async fn attempts(class: Class, fail: usize, within: Duration) -> (Result<Reply, Error>, usize) {
+        let begun = Arc::new(AtomicUsize::new(0));
+        let counter = begun.clone();
+        let puppet = tower::service_fn(move |_: Bound| {
+            let at = counter.fetch_add(1, Ordering::SeqCst);
+            std::future::ready(if at < fail { Err(Error::from(class)) } else { Ok(opened()) })
+        });
+        let mut retry = Retry::new(puppet, &Config::default(), PipelineMetrics::new());
+        let answer = retry.call(decrypt("vault:v1:a", within)).await;
+        (answer, begun.load(Ordering::SeqCst))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn classes_decide_how_often() {
+        for &class in Class::ALL {
+            let (answer, begun) = attempts(class, usize::MAX, Duration::from_secs(3)).await;
+            assert_eq!(answer.expect_err("fails").class(), class);
+            match class.repeat() {
+                Repeat::Never => assert_eq!(begun, 1, "{class}"),
+                Repeat::Counted => assert_eq!(begun, 3, "{class}"),
+                Repeat::Free => assert!(begun > 5, "{class}: {begun}"),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_election_fits_into_the_deadline() {
+        let (answer, begun) = attempts(Class::NoLeader, 5, Duration::from_secs(3)).await;
+        assert!(answer.is_ok());
+        assert_eq!(begun, 6);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_attempt_begins_after_the_deadline() {
+        let began = Instant::now();
+        let (answer, _) = attempts(Class::Unreachable, usize::MAX, Duration::from_secs(1)).await;
+        assert!(answer.is_err());
+        assert!(began.elapsed() <= Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_budget_ends_counted_repeats_when_everything_fails() {
+        let begun = Arc::new(AtomicUsize::new(0));
+        let counter = begun.clone();
+        let puppet = tower::service_fn(move |_: Bound| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            std::future::ready(Err(Error::from(Class::ServerError)))
+        });
+        let mut retry = Retry::new(puppet, &Config::default(), PipelineMetrics::new());
+        for _ in 0..500 {
+            assert!(retry.call(decrypt("vault:v1:a", Duration::from_secs(3))).await.is_err());
+        }
+        assert_eq!(begun.load(Ordering::SeqCst), 500 + (FULL / REPEAT_COSTS) as usize);
+    }
+}

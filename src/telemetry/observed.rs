@@ -1,0 +1,28 @@
+//! What the admin listener and the minute's summary are shown of each pipeline.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::metrics::PipelineMetrics;
+use crate::key::{Finding, KeyState};
+
+/// Whether the socket is there: `Ok`, or the sentence that says why not.
+pub type SocketProbe = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// One pipeline, seen from outside.
+#[derive(Clone)]
+pub struct Observed {
+    /// The pipeline's label.
+    pub name: Arc<str>,
+    /// What is known of its key.
+    pub key: Arc<KeyState>,
+    /// Its instruments.
+    pub metrics: Arc<PipelineMetrics>,
+    /// What is remarkable about its key.
+    pub findings: Arc<ArcSwap<Vec<Finding>>>,
+    /// The fingerprint of its identity.
+    pub fingerprint: String,
+    /// Whether its socket is there.
+    pub socket: SocketProbe,
+}
