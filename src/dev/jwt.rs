@@ -1,10 +1,12 @@
-//! JWTs for the quick start and the tests: a fresh ES256 key, claims in, compact JWT out. OpenBao is given the public key
+//! JWTs for the quick start and the tests: a fresh ES256 or RS256 key, claims in, compact JWT out. OpenBao is given the public key
 //! as PEM and needs no issuer to ask.
 
+use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+use aws_lc_rs::rsa::KeySize;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, RSA_PKCS1_SHA256, RsaKeyPair};
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
 /// Why a signer could not be made or a JWT not be signed.
@@ -14,19 +16,41 @@ pub struct SignError;
 
 /// A signing key.
 pub struct Signer {
-    pair: EcdsaKeyPair,
+    pair: Pair,
     public_pem: String,
 }
 
+enum Pair {
+    Elliptic(EcdsaKeyPair),
+    Rsa(RsaKeyPair),
+}
+
 impl Signer {
-    /// Makes a fresh key.
+    /// Makes a fresh P-256 key; its JWTs are ES256.
     ///
     /// # Errors
     /// When the crypto library cannot make one.
     pub fn generate() -> Result<Signer, SignError> {
         let key = rcgen::KeyPair::generate().map_err(|_| SignError)?;
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, key.serialized_der());
-        Ok(Signer { pair: pair.map_err(|_| SignError)?, public_pem: key.public_key_pem() })
+        Ok(Signer { pair: Pair::Elliptic(pair.map_err(|_| SignError)?), public_pem: key.public_key_pem() })
+    }
+
+    /// Makes a fresh RSA key of 2048 bits; its JWTs are RS256.
+    ///
+    /// # Errors
+    /// When the crypto library cannot make one.
+    pub fn generate_rsa() -> Result<Signer, SignError> {
+        let pair = RsaKeyPair::generate(KeySize::Rsa2048).map_err(|_| SignError)?;
+        let der = pair.public_key().as_der().map_err(|_| SignError)?;
+        let text = STANDARD.encode(der.as_ref());
+        let mut public_pem = String::from("-----BEGIN PUBLIC KEY-----\n");
+        for line in text.as_bytes().chunks(64) {
+            public_pem.extend(line.iter().copied().map(char::from));
+            public_pem.push('\n');
+        }
+        public_pem += "-----END PUBLIC KEY-----\n";
+        Ok(Signer { pair: Pair::Rsa(pair), public_pem })
     }
 
     /// The public key as PEM, as `jwt_validation_pubkeys` takes it.
@@ -39,10 +63,22 @@ impl Signer {
     /// # Errors
     /// When the crypto library cannot sign.
     pub fn sign(&self, claims: &Value) -> Result<String, SignError> {
-        let header = json!({ "alg": "ES256", "typ": "JWT" });
+        let alg = match self.pair {
+            Pair::Elliptic(_) => "ES256",
+            Pair::Rsa(_) => "RS256",
+        };
+        let header = json!({ "alg": alg, "typ": "JWT" });
         let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let message = format!("{}.{}", part(&header), part(claims));
-        let signature = self.pair.sign(&SystemRandom::new(), message.as_bytes()).map_err(|_| SignError)?;
+        let random = SystemRandom::new();
+        let signature = match &self.pair {
+            Pair::Elliptic(pair) => pair.sign(&random, message.as_bytes()).map_err(|_| SignError)?.as_ref().to_vec(),
+            Pair::Rsa(pair) => {
+                let mut signature = vec![0; pair.public_modulus_len()];
+                pair.sign(&RSA_PKCS1_SHA256, &random, message.as_bytes(), &mut signature).map_err(|_| SignError)?;
+                signature
+            }
+        };
         Ok(format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
 

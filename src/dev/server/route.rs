@@ -187,12 +187,12 @@ fn no_handler(path: &str) -> Reply {
     Reply::plain(404, format!("no handler for route \"{path}\". route entry not found."))
 }
 
-/// A JSON object, or nothing at all; anything else is `None`. What follows the object is not looked at, as Go does.
+/// A JSON object, `null`, or nothing at all; anything else is `None`. What follows the object is not looked at, as Go does.
 fn object(body: &[u8]) -> Option<Map<String, Value>> {
-    let mut documents = serde_json::Deserializer::from_slice(body).into_iter::<Map<String, Value>>();
+    let mut documents = serde_json::Deserializer::from_slice(body).into_iter::<Option<Map<String, Value>>>();
     match documents.next() {
         None => Some(Map::new()),
-        Some(first) => first.ok(),
+        Some(first) => first.ok().map(Option::unwrap_or_default),
     }
 }
 

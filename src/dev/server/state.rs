@@ -4,6 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use super::calls::Calls;
 use super::clock::Clock;
 use super::faults::Faults;
@@ -63,6 +66,11 @@ impl State {
     /// The root token.
     pub fn root_token(&self) -> String {
         self.root_token.clone()
+    }
+
+    /// The unseal key, as `sys/unseal` takes it.
+    pub fn unseal_key(&self) -> String {
+        STANDARD.encode(self.unseal_key)
     }
 
     /// The authority that signs the certificates of every server, as PEM.
