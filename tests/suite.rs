@@ -4,4 +4,5 @@ mod suite {
     #[cfg(feature = "dev")]
     mod contract;
     mod deploy;
+    mod generated;
 }

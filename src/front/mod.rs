@@ -1,1 +1,19 @@
-//! (being written)
+//! The door: the Unix socket, who may knock, and KMS v2 turned into our own words and back. Status is answered here, from
+//! memory.
+
+pub mod client;
+mod config;
+mod inherit;
+mod peers;
+mod server;
+mod service;
+mod socket;
+mod status_code;
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+#[rustfmt::skip]
+pub mod v2;
+
+pub use config::{AllowPeers, Config};
+pub use inherit::Inherited;
+pub use server::{Door, serve};
+pub use socket::{Socket, SocketError, Source, acquire};

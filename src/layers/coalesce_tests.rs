@@ -16,6 +16,13 @@ struct Puppet {
 
 struct Unanswered(Arc<AtomicUsize>, bool);
 
+impl Unanswered {
+    /// Takes the guard whole into the future; a field alone would be copied there and the guard dropped early.
+    fn answered(&mut self) {
+        self.1 = true;
+    }
+}
+
 impl Drop for Unanswered {
     fn drop(&mut self) {
         if !self.1 {
@@ -38,7 +45,7 @@ impl Service<Bound> for Puppet {
         let (mut guard, takes) = (Unanswered(self.dropped.clone(), false), self.takes);
         Box::pin(async move {
             tokio::time::sleep(takes).await;
-            guard.1 = true;
+            guard.answered();
             Ok(opened())
         })
     }

@@ -10,7 +10,7 @@ use tower::Service;
 use tracing::Instrument;
 
 use super::Answer;
-use crate::error::Error;
+use crate::error::{Class, Error};
 use crate::request::{Kind, Request, Response};
 use crate::telemetry::metrics::{InFlight, PipelineMetrics};
 use crate::telemetry::traces;
@@ -81,13 +81,20 @@ where
         let answer = span.in_scope(|| self.inner.call(request));
         let counted = async move {
             let answer = answer.await;
-            watch.answered = true;
-            let class = answer.as_ref().err().map(Error::class);
-            traces::record_outcome(class);
-            watch.metrics.answered(watch.kind, class, watch.arrived.elapsed());
+            watch.answered(answer.as_ref().err().map(Error::class));
             answer
         };
         if span.is_disabled() { Box::pin(counted) } else { Box::pin(counted.instrument(span)) }
+    }
+}
+
+// === impl Watch ===
+
+impl Watch {
+    fn answered(&mut self, class: Option<Class>) {
+        self.answered = true;
+        traces::record_outcome(class);
+        self.metrics.answered(self.kind, class, self.arrived.elapsed());
     }
 }
 

@@ -1,0 +1,137 @@
+//! Binding: under a lock, at a temporary name in the same directory, with mode and group right before anybody could
+//! connect, then renamed into place. There is no moment with a wrong mode and none without a socket.
+
+use std::fs::{File, Metadata};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use super::{Socket, SocketError, directory, group};
+use crate::front::Config;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
+
+pub(super) fn bind(config: &Config) -> Result<Socket, SocketError> {
+    let path = &config.path;
+    let group = config.group.as_deref().map(group::resolve).transpose()?;
+    directory::prepare(path, config.create_directory)?;
+    let lock = lock(path)?;
+    let known = examine(path)?;
+    let listener = listen(config, group, known.as_ref())?;
+    Ok(Socket { listener: listener.into(), lock: Some(lock) })
+}
+
+/// `<path>.lock`, locked. It is never removed, so that two processes can never lock two files of one name.
+pub(super) fn lock(path: &Path) -> Result<File, SocketError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let lock_path = PathBuf::from(name);
+    let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(i32::try_from(flags.bits()).unwrap_or(0))
+        .open(&lock_path)
+        .map_err(|source| SocketError::Io { path: lock_path, step: "cannot open the lock file", source })?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(SocketError::Locked { path: path.to_owned() }),
+        Err(error) => {
+            Err(SocketError::Io { path: path.to_owned(), step: "cannot lock the lock file", source: error.into() })
+        }
+    }
+}
+
+/// What is at the path: nothing, or a socket that is proved dead. Everything else is refused.
+fn examine(path: &Path) -> Result<Option<Metadata>, SocketError> {
+    let meta = match path.symlink_metadata() {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => {
+            return Err(SocketError::Io { path: path.to_owned(), step: "cannot look at the socket's place", source });
+        }
+    };
+    let kind = meta.file_type();
+    let occupied = |what| Err(SocketError::Occupied { path: path.to_owned(), what });
+    if kind.is_symlink() {
+        return occupied("a symlink");
+    } else if kind.is_dir() {
+        return occupied("a directory");
+    } else if kind.is_file() {
+        return occupied("a regular file");
+    } else if !kind.is_socket() {
+        return occupied("something that is no socket");
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err(SocketError::Alive { path: path.to_owned() }),
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(Some(meta)),
+        Err(source) => {
+            Err(SocketError::Io { path: path.to_owned(), step: "cannot tell whether the old socket is dead", source })
+        }
+    }
+}
+
+fn listen(config: &Config, group: Option<u32>, known: Option<&Metadata>) -> Result<OwnedFd, SocketError> {
+    let path = &config.path;
+    let fresh = path.with_file_name(format!(".{}.{}", name_of(path), std::process::id()));
+    let io = |step| move |error: rustix::io::Errno| SocketError::Io { path: path.clone(), step, source: error.into() };
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )
+    .map_err(io("cannot make a socket"))?;
+    // Linux gives the file the mode of the socket's own inode, less the umask; both are set again below, before anybody
+    // could connect: nobody knows the temporary name, and nothing listens yet.
+    rustix::fs::fchmod(&socket, config.mode.bits().into()).map_err(io("cannot set the mode"))?;
+    let address = SocketAddrUnix::new(&fresh).map_err(io("the path is too long for a socket"))?;
+    // A name left behind by a process of the same number that was killed between bind and rename.
+    let _ = std::fs::remove_file(&fresh);
+    rustix::net::bind(&socket, &address).map_err(io("cannot bind"))?;
+    let placed = place(config, group, known, &fresh, &socket);
+    if placed.is_err() {
+        // The error that matters is the one above; a temporary name that stays is replaced next time.
+        let _ = std::fs::remove_file(&fresh);
+    }
+    placed.map(|()| socket)
+}
+
+fn place(
+    config: &Config,
+    group: Option<u32>,
+    known: Option<&Metadata>,
+    fresh: &Path,
+    socket: &OwnedFd,
+) -> Result<(), SocketError> {
+    let path = &config.path;
+    let io = |step| move |error: rustix::io::Errno| SocketError::Io { path: path.clone(), step, source: error.into() };
+    if let Some(group) = group {
+        rustix::fs::chownat(CWD, fresh, None, Some(Gid::from_raw(group)), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(io("cannot give the socket to its group; this service must be a member of it"))?;
+    }
+    rustix::fs::chmod(fresh, config.mode.bits().into()).map_err(io("cannot set the mode"))?;
+    rustix::net::listen(socket, BACKLOG).map_err(io("cannot listen"))?;
+    let now = path.symlink_metadata().ok();
+    let same = match (known, &now) {
+        (None, None) => true,
+        (Some(known), Some(now)) => (known.dev(), known.ino()) == (now.dev(), now.ino()),
+        _ => false,
+    };
+    if !same {
+        return Err(SocketError::Occupied { path: path.clone(), what: "something that appeared a moment ago" });
+    }
+    rustix::fs::rename(fresh, path).map_err(io("cannot put the socket in its place"))
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
