@@ -3,6 +3,7 @@
 pub mod cert;
 pub mod jwt;
 mod lease;
+mod renewal;
 mod session;
 
 use std::path::PathBuf;
