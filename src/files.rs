@@ -1,5 +1,8 @@
 //! Reading the files that the configuration points to: opened once, judged by what was opened, bounded in size. A
 //! symlink is followed, because projected volumes are made of them; what it leads to must be safe.
+//!
+//! A private file may be read by its group when we are a member of that group (by the effective or a supplementary gid):
+//! that is how projected volumes (`fsGroup`) and service managers hand a root-owned file to a service.
 
 use std::fs::File;
 use std::io::Read;
@@ -18,7 +21,7 @@ pub const MAX_JWT: u64 = 16 << 10;
 pub enum Secrecy {
     /// Anyone: certificates, CA bundles.
     Public,
-    /// The owner, and our own group: keys and tokens.
+    /// The owner, and a group that we belong to: keys and tokens.
     Private,
 }
 
@@ -26,7 +29,7 @@ pub enum Secrecy {
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It cannot be opened or read.
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}; it must exist and be readable for this service")]
     Io {
         /// The file.
         path: PathBuf,
@@ -34,13 +37,13 @@ pub enum FileError {
         source: std::io::Error,
     },
     /// It is a directory, a device or a socket.
-    #[error("{path}: not a regular file")]
+    #[error("{path}: not a regular file; the configuration must name a file")]
     NotAFile {
         /// The file.
         path: PathBuf,
     },
     /// It is larger than anything that belongs there.
-    #[error("{path}: larger than {limit} bytes")]
+    #[error("{path}: larger than {limit} bytes; it is not what belongs there")]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -48,7 +51,7 @@ pub enum FileError {
         limit: u64,
     },
     /// Somebody else owns it.
-    #[error("{path}: belongs to uid {owner}; it must belong to root or to the user of this service")]
+    #[error("{path}: belongs to uid {owner}; chown it to root or to the user of this service")]
     Owner {
         /// The file.
         path: PathBuf,
@@ -96,8 +99,7 @@ fn judge(path: &Path, meta: &std::fs::Metadata, secrecy: Secrecy) -> Result<(), 
     if !meta.is_file() {
         return Err(FileError::NotAFile { path: path.to_owned() });
     }
-    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    if meta.uid() != 0 && meta.uid() != uid {
+    if meta.uid() != 0 && meta.uid() != rustix::process::geteuid().as_raw() {
         return Err(FileError::Owner { path: path.to_owned(), owner: meta.uid() });
     }
     let mode = meta.mode() & 0o777;
@@ -105,11 +107,15 @@ fn judge(path: &Path, meta: &std::fs::Metadata, secrecy: Secrecy) -> Result<(), 
     if mode & 0o022 != 0 {
         return refuse("write", if secrecy == Secrecy::Private { "0600" } else { "0644" });
     }
-    let group_is_ours = meta.gid() == gid;
-    if secrecy == Secrecy::Private && (mode & 0o004 != 0 || (mode & 0o040 != 0 && !group_is_ours)) {
+    if secrecy == Secrecy::Private && (mode & 0o004 != 0 || (mode & 0o040 != 0 && !is_our_group(meta.gid()))) {
         return refuse("read", "0600");
     }
     Ok(())
+}
+
+fn is_our_group(gid: u32) -> bool {
+    let supplementary = || rustix::process::getgroups().unwrap_or_default();
+    rustix::process::getegid().as_raw() == gid || supplementary().iter().any(|group| group.as_raw() == gid)
 }
 
 #[cfg(test)]
@@ -155,5 +161,22 @@ mod tests {
         assert!(matches!(read(&path, Secrecy::Private, 3), Err(FileError::TooLarge { limit: 3, .. })));
         assert!(matches!(read(dir.path(), Secrecy::Public, 3), Err(FileError::NotAFile { .. })));
         assert!(matches!(read(&dir.path().join("none"), Secrecy::Public, 3), Err(FileError::Io { .. })));
+    }
+
+    #[test]
+    fn a_pipe_in_the_files_place_does_not_hang_us() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+            .expect("pipe");
+        assert!(matches!(read(&path, Secrecy::Private, 3), Err(FileError::NotAFile { .. })));
+    }
+
+    #[test]
+    fn a_refusal_names_the_file_and_the_remedy_but_no_content() {
+        let (_dir, path) = file(0o644);
+        let text = read(&path, Secrecy::Private, 100).expect_err("refused").to_string();
+        assert!(text.contains(path.to_str().expect("path")) && text.contains("chmod 0600"), "{text}");
+        assert!(!text.contains("content"));
     }
 }

@@ -1,4 +1,5 @@
-//! The `tls` section of a backend.
+//! The `tls` section of a backend: which certificates are believed, and under which name. What it points to is read at
+//! run time, so that a missing file is a reason that heals and not an exit.
 
 use std::path::PathBuf;
 
@@ -12,8 +13,11 @@ use serde::{Deserialize, Serialize};
 pub struct TlsConfig {
     /// PEM file with the CA certificates that sign OpenBao's certificate; replaces the system's roots, which are used when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub ca_file: Option<PathBuf>,
-    /// The name that OpenBao's certificate must carry, when it is not the host of the endpoint.
+    /// The DNS name or IP address that OpenBao's certificate must carry, when it is not the host of the endpoint. The
+    /// handshake itself names the endpoint's host, as without it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^[A-Za-z0-9_:]([A-Za-z0-9_.:-]{0,251}[A-Za-z0-9_:])?$"))]
     pub server_name: Option<String>,
 }

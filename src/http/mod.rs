@@ -4,7 +4,9 @@
 mod client;
 mod config;
 mod failure;
+mod material;
 mod pipe;
+mod reply;
 mod trust;
 
 pub use config::TlsConfig;

@@ -7,28 +7,29 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
 
-use ::http::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use ::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
 use arc_swap::ArcSwapOption;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use reqwest::Url;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use tower::Service;
+use zeroize::Zeroizing;
 
-use super::trust::Material;
-use super::{TlsConfig, client, failure};
+use super::material::{Mark, Material};
+use super::{TlsConfig, client, failure, reply, trust};
 use crate::error::{Class, Error};
 use crate::request::{BaoReply, Credential, Exchange, Method, Secret};
 use crate::telemetry::events;
 
-/// Larger replies are not OpenBao's: a batch of 128 answers is below 64 KiB.
-const MAX_REPLY: usize = 1 << 20;
 const NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
 const REQUEST_MARK: HeaderName = HeaderName::from_static("x-vault-request");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const TRUE: HeaderValue = HeaderValue::from_static("true");
+/// A pipeline asks a handful of paths at a handful of addresses; beyond this something makes paths up.
+const MAX_URLS: usize = 512;
 
 /// What a pipe is built from.
 #[derive(Clone, Debug)]
@@ -43,15 +44,15 @@ pub struct PipeOptions {
     pub max_idle: usize,
 }
 
-/// `Service<Exchange>`; clones share connections.
+/// `Service<Exchange>`; clones share connections. The call's deadline is kept by whoever makes the exchange.
 #[derive(Clone)]
 pub struct Pipe(Arc<Inner>);
 
 struct Inner {
     options: PipeOptions,
-    namespace: Option<HeaderValue>,
     client: ArcSwapOption<reqwest::Client>,
-    material: Mutex<Option<Material>>,
+    /// What the client was built from; held while it is built, so that a burst builds one.
+    mark: Mutex<Option<Mark>>,
     urls: Mutex<HashMap<(Arc<str>, Arc<str>), Url>>,
 }
 
@@ -60,15 +61,8 @@ struct Inner {
 impl Pipe {
     /// A pipe without a client yet; nothing is read before the first exchange.
     pub fn new(options: PipeOptions) -> Self {
-        let namespace =
-            (!options.namespace.is_empty()).then(|| HeaderValue::from_str(&options.namespace).ok()).flatten();
-        Self(Arc::new(Inner {
-            options,
-            namespace,
-            client: ArcSwapOption::empty(),
-            material: Mutex::new(None),
-            urls: Mutex::new(HashMap::new()),
-        }))
+        let (client, mark, urls) = (ArcSwapOption::empty(), Mutex::new(None), Mutex::new(HashMap::new()));
+        Self(Arc::new(Inner { options, client, mark, urls }))
     }
 
     /// Reads the files again and, when their content changed, starts over with a new client and new connections.
@@ -76,26 +70,19 @@ impl Pipe {
     /// # Errors
     /// When a file is missing or unusable; a client that was built before stays in use.
     pub fn reload(&self) -> Result<(), Error> {
-        let inner = &self.0;
-        let fresh = Material::read(&inner.options)?;
-        let mut known = inner.material.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.as_ref() == Some(&fresh) && inner.client.load().is_some() {
-            return Ok(());
-        }
-        let client = client::build(&fresh, &inner.options)?;
-        let from =
-            inner.options.tls.ca_file.as_deref().map_or("the system's roots".into(), |path| path.display().to_string());
-        tracing::info!(event = events::TRUST_LOADED, from, "trust roots loaded");
-        inner.client.store(Some(Arc::new(client)));
-        *known = Some(fresh);
-        Ok(())
+        let mut mark = self.0.mark.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.renew_client(&mut mark)
     }
 
     fn client(&self) -> Result<Arc<reqwest::Client>, Error> {
         if let Some(client) = self.0.client.load_full() {
             return Ok(client);
         }
-        self.reload()?;
+        let mut mark = self.0.mark.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever held the lock before may have built it.
+        if self.0.client.load().is_none() {
+            self.0.renew_client(&mut mark)?;
+        }
         self.0.client.load_full().ok_or_else(|| Class::TrustUnavailable.into())
     }
 }
@@ -110,10 +97,12 @@ impl Service<Exchange> for Pipe {
     }
 
     fn call(&mut self, exchange: Exchange) -> Self::Future {
-        let request = self.client().and_then(|client| self.0.request(&client, &exchange));
+        let pipe = self.clone();
         Box::pin(async move {
-            let response = request?.send().await.map_err(|error| failure::classify(&error))?;
-            reply(response, exchange.endpoint).await
+            let client = pipe.client()?;
+            let request = pipe.0.request(&client, &exchange)?;
+            let response = request.send().await.map_err(|error| failure::classify(&error))?;
+            reply::read(response, exchange.endpoint).await
         })
     }
 }
@@ -121,23 +110,46 @@ impl Service<Exchange> for Pipe {
 // === impl Inner ===
 
 impl Inner {
+    fn renew_client(&self, mark: &mut Option<Mark>) -> Result<(), Error> {
+        let material = Material::read(&self.options)?;
+        let fresh = material.mark;
+        if *mark == Some(fresh) {
+            return Ok(());
+        }
+        let roots = material.roots.len();
+        let tls = trust::config(material, self.options.tls.server_name.as_deref())?;
+        self.client.store(Some(Arc::new(client::build(tls, self.options.max_idle)?)));
+        *mark = Some(fresh);
+        let file = self.options.tls.ca_file.as_deref().map(|path| path.display().to_string());
+        let from = file.as_deref().unwrap_or("system");
+        tracing::info!(event = events::TRUST_LOADED, from, roots, "trust roots were loaded");
+        Ok(())
+    }
+
     fn request(&self, client: &reqwest::Client, exchange: &Exchange) -> Result<reqwest::RequestBuilder, Error> {
         let call = &exchange.call;
         let method = match call.method {
             Method::Get => reqwest::Method::GET,
             Method::Post => reqwest::Method::POST,
         };
-        let mut request = client.request(method, self.url(&exchange.origin, &call.path)?).header(REQUEST_MARK, "true");
-        if let (true, Some(namespace)) = (call.namespaced, &self.namespace) {
-            request = request.header(NAMESPACE, namespace.clone());
+        let mut request = client.request(method, self.url(&exchange.origin, &call.path)?).header(REQUEST_MARK, TRUE);
+        if call.namespaced && !self.options.namespace.is_empty() {
+            request = request.header(NAMESPACE, namespace(&self.options.namespace)?);
         }
-        if let Credential::Token(token) = &call.credential {
-            request = request.header(AUTHORIZATION, bearer(token)?);
+        match &call.credential {
+            Credential::Token(token) => request = request.header(AUTHORIZATION, bearer(token)?),
+            Credential::Anonymous => {}
+            // The `token` layer turns this into the token; nothing that lacks one may leave as an anonymous call.
+            Credential::Session => {
+                return Err(Error::new(Class::Internal, "a call for the session's token came without it"));
+            }
         }
         if let Some(trace) = &call.trace {
-            request = request.header(TRACEPARENT, trace.parent.as_str());
-            if !trace.state.is_empty() {
-                request = request.header(TRACESTATE, trace.state.as_str());
+            // A caller's trace that is no header is the caller's loss, not a reason to fail.
+            for (name, value) in [(TRACEPARENT, &trace.parent), (TRACESTATE, &trace.state)] {
+                if let (false, Ok(value)) = (value.is_empty(), HeaderValue::from_str(value)) {
+                    request = request.header(name, value);
+                }
             }
         }
         if let Some(body) = &call.body {
@@ -153,9 +165,14 @@ impl Inner {
         if let Some(url) = urls.get(&key) {
             return Ok(url.clone());
         }
-        let url = Url::parse(&format!("{origin}/v1/{path}"))
-            .map_err(|_| Error::new(Class::Internal, format!("{origin} is not the base of a URL")))?;
-        urls.insert(key, url.clone());
+        let bad = || Error::new(Class::Internal, format!("{origin} is not the https origin of a URL"));
+        let url = Url::parse(&format!("{origin}/v1/{path}")).map_err(|_| bad())?;
+        if url.scheme() != "https" {
+            return Err(bad());
+        }
+        if urls.len() < MAX_URLS {
+            urls.insert(key, url.clone());
+        }
         Ok(url)
     }
 }
@@ -169,29 +186,16 @@ impl AsRef<[u8]> for Body {
     }
 }
 
-fn bearer(token: &secrecy::SecretString) -> Result<HeaderValue, Error> {
-    let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret()))
-        .map_err(|_| Error::new(Class::LoginRefused, "the token holds characters that no header may"))?;
-    value.set_sensitive(true);
-    Ok(value)
+/// Never left out because it does not fit: a call without it would go to the root namespace.
+fn namespace(text: &str) -> Result<HeaderValue, Error> {
+    HeaderValue::from_bytes(text.as_bytes())
+        .map_err(|_| Error::new(Class::NamespaceMissing, "the namespace holds characters that no header may"))
 }
 
-async fn reply(mut response: reqwest::Response, endpoint: Option<usize>) -> Result<BaoReply, Error> {
-    let text = |name: HeaderName| response.headers().get(name).and_then(|value| value.to_str().ok());
-    let date: Option<SystemTime> = text(DATE).and_then(|text| httpdate::parse_http_date(text).ok());
-    let retry_after = text(RETRY_AFTER).and_then(|text| text.parse().ok()).map(Duration::from_secs);
-    let location = text(LOCATION).map(str::to_owned);
-    let status = response.status().as_u16();
-    let too_large = || Error::new(Class::BadReply, "the answer is larger than any of OpenBao's");
-    if response.content_length().is_some_and(|length| length > MAX_REPLY as u64) {
-        return Err(too_large());
-    }
-    let mut body = BytesMut::new();
-    while let Some(part) = response.chunk().await.map_err(|error| failure::classify(&error))? {
-        if body.len() + part.len() > MAX_REPLY {
-            return Err(too_large());
-        }
-        body.extend_from_slice(&part);
-    }
-    Ok(BaoReply { status, body: body.freeze(), date, retry_after, location, endpoint })
+fn bearer(token: &SecretString) -> Result<HeaderValue, Error> {
+    let text = Zeroizing::new(["Bearer ", token.expose_secret()].concat());
+    let mut value = HeaderValue::from_str(&text)
+        .map_err(|_| Error::new(Class::BadReply, "the token holds characters that no header may"))?;
+    value.set_sensitive(true);
+    Ok(value)
 }

@@ -1,24 +1,15 @@
-//! The TLS side of the client: trust roots from a file or the system, an optional name to insist on, an optional client
-//! identity. Files are read here, at run time, so that a missing one is a reason and not an exit.
+//! The TLS side of the client: TLS 1.2 and 1.3 alone, trust roots, an optional name to insist on, an optional client
+//! identity. Nothing here can switch verification off.
 
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 
-use super::pipe::PipeOptions;
+use super::material::Material;
 use crate::error::{Class, Error};
-use crate::files::{self, Secrecy};
-
-/// What the files held, to see whether a client must be built anew.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct Material {
-    ca: Option<zeroize::Zeroizing<Vec<u8>>>,
-    identity: Option<(zeroize::Zeroizing<Vec<u8>>, zeroize::Zeroizing<Vec<u8>>)>,
-}
 
 /// Checks certificates against one configured name, whatever host was dialled.
 #[derive(Debug)]
@@ -27,79 +18,34 @@ struct NamedVerifier {
     inner: Arc<WebPkiServerVerifier>,
 }
 
-// === impl Material ===
-
-impl Material {
-    /// Reads every file that the options name.
-    pub(super) fn read(options: &PipeOptions) -> Result<Self, Error> {
-        let public = |path: &std::path::Path, class| {
-            files::read(path, Secrecy::Public, files::MAX_PEM).map_err(|error| Error::new(class, error.to_string()))
-        };
-        let ca = options.tls.ca_file.as_deref().map(|path| public(path, Class::TrustUnavailable)).transpose()?;
-        let identity = options.client_identity.as_ref().map(|(certificate, key)| {
-            let certificate = public(certificate, Class::CredentialUnavailable)?;
-            let key = files::read(key, Secrecy::Private, files::MAX_PEM)
-                .map_err(|error| Error::new(Class::CredentialUnavailable, error.to_string()))?;
-            Ok::<_, Error>((certificate, key))
-        });
-        Ok(Self { ca, identity: identity.transpose()? })
-    }
-
-    /// The TLS configuration that the material makes.
-    pub(super) fn tls(&self, options: &PipeOptions) -> Result<ClientConfig, Error> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let roots = Arc::new(self.roots(options)?);
-        let builder = ClientConfig::builder_with_provider(provider.clone())
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-            .map_err(|error| Error::new(Class::Internal, error.to_string()))?;
-        let builder = match &options.tls.server_name {
-            None => builder.with_root_certificates(roots),
-            Some(name) => {
-                let trust = |error: &dyn std::fmt::Display| Error::new(Class::TrustUnavailable, error.to_string());
-                let inner = WebPkiServerVerifier::builder_with_provider(roots, provider)
-                    .build()
-                    .map_err(|error| trust(&error))?;
-                let name = ServerName::try_from(name.clone()).map_err(|error| trust(&error))?;
-                builder.dangerous().with_custom_certificate_verifier(Arc::new(NamedVerifier { name, inner }))
-            }
-        };
-        let Some((certificate, key)) = &self.identity else {
-            return Ok(builder.with_no_client_auth());
-        };
-        let bad = |what: &str| Error::new(Class::CredentialUnavailable, what.to_owned());
-        let chain = CertificateDer::pem_slice_iter(certificate)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|_| bad("the client certificate file is not PEM"))?;
-        if chain.is_empty() {
-            return Err(bad("the client certificate file holds no certificate"));
+/// The TLS configuration that the material makes; `server_name` replaces the endpoint's host in the certificate's check.
+pub(super) fn config(material: Material, server_name: Option<&str>) -> Result<ClientConfig, Error> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let roots = Arc::new(material.roots);
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(|error| Error::new(Class::Internal, error.to_string()))?;
+    let builder = match server_name {
+        None => builder.with_root_certificates(roots),
+        Some(name) => {
+            let bad = |what: &str| Error::new(Class::TrustUnavailable, format!("tls.serverName {what}"));
+            let name = ServerName::try_from(name.to_owned()).map_err(|_| bad("is no DNS name and no IP address"))?;
+            let inner = WebPkiServerVerifier::builder_with_provider(roots, provider)
+                .build()
+                .map_err(|_| bad("cannot be checked against these trust roots"))?;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(NamedVerifier { name, inner }))
         }
-        let key =
-            PrivateKeyDer::from_pem_slice(key).map_err(|_| bad("the client key file holds no PEM private key"))?;
-        builder.with_client_auth_cert(chain, key).map_err(|_| {
-            bad("the client certificate and key do not belong together or are of a kind that TLS does not know")
-        })
-    }
-
-    fn roots(&self, options: &PipeOptions) -> Result<RootCertStore, Error> {
-        let mut store = RootCertStore::empty();
-        let Some(ca) = &self.ca else {
-            let native = rustls_native_certs::load_native_certs();
-            store.add_parsable_certificates(native.certs);
-            let none = || Error::new(Class::TrustUnavailable, "the system has no usable CA certificates");
-            return if store.is_empty() { Err(none()) } else { Ok(store) };
-        };
-        let path = options.tls.ca_file.as_deref().unwrap_or(std::path::Path::new("caFile")).display();
-        for certificate in CertificateDer::pem_slice_iter(ca) {
-            let certificate =
-                certificate.map_err(|_| Error::new(Class::TrustUnavailable, format!("{path}: not PEM")))?;
-            store.add(certificate).map_err(|error| Error::new(Class::TrustUnavailable, format!("{path}: {error}")))?;
-        }
-        if store.is_empty() {
-            return Err(Error::new(Class::TrustUnavailable, format!("{path}: holds no certificate")));
-        }
-        Ok(store)
+    };
+    match material.identity {
+        None => Ok(builder.with_no_client_auth()),
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(|_| {
+            let detail = "the client certificate and its key do not belong together, or TLS does not know their kind";
+            Error::new(Class::CredentialUnavailable, detail)
+        }),
     }
 }
+
+// === impl NamedVerifier ===
 
 impl ServerCertVerifier for NamedVerifier {
     fn verify_server_cert(

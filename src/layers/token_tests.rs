@@ -6,7 +6,7 @@ use secrecy::ExposeSecret;
 
 use super::*;
 use crate::auth::{Attempt, Method};
-use crate::request::{Method as HttpMethod, Purpose};
+use crate::request::Method as HttpMethod;
 use crate::telemetry::metrics::PipelineMetrics;
 
 struct Login;
@@ -93,4 +93,15 @@ async fn a_policy_that_says_no_leads_to_few_logins() {
     assert!((2..=7).contains(&logins), "{logins} logins in a minute");
     puppet.denies.store(false, Ordering::SeqCst);
     assert_eq!(layer.call(decrypt()).await.expect("reply").status, 200, "a restored policy needs no login");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_hides_the_mounts_settings_costs_no_login() {
+    let puppet = Arc::new(Puppet::default());
+    let mut layer = layer(&puppet);
+    assert_eq!(layer.call(decrypt()).await.expect("reply").status, 200);
+    puppet.denies.store(true, Ordering::SeqCst);
+    let call = BaoCall::own(Purpose::KeysConfig, HttpMethod::Get, "transit/config/keys", Duration::from_secs(5));
+    assert_eq!(layer.call(call).await.expect("reply").status, 403);
+    assert_eq!(puppet.logins.load(Ordering::SeqCst), 1);
 }

@@ -131,11 +131,19 @@ impl Transit {
             progress: context.progress,
             trace: context.trace,
         };
-        let reply = self.ask(call).await?;
+        let reply = self.ask(call).await.map_err(|error| about(version, error))?;
         match bound.payload {
             Payload::Encrypt(_) => wire::encrypted(&reply.body, version.number).map(Reply::Encrypted),
             Payload::Decrypt(_) => wire::decrypted(&reply.body).map(Reply::Decrypted),
         }
+    }
+}
+
+/// Names the key version in errors that are about one.
+fn about(version: &Version, error: Error) -> Error {
+    match error.class() {
+        Class::VersionTooOld | Class::StaleNode | Class::CiphertextInvalid => error.with_version(version.number),
+        _ => error,
     }
 }
 

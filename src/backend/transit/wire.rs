@@ -1,5 +1,7 @@
-//! The JSON that Transit reads and writes. Bodies that hold plaintext are made in buffers that are wiped; replies are
-//! believed only as far as they are checked.
+//! The JSON that Transit reads and writes. Whatever holds plaintext is made in one buffer of exactly its size, because
+//! growing or shrinking one leaves a copy that nobody wipes; replies are believed only as far as they are checked.
+
+use std::borrow::Cow;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -20,14 +22,14 @@ struct Envelope<T> {
 #[derive(Deserialize)]
 struct Encrypted<'a> {
     #[serde(borrow)]
-    ciphertext: &'a str,
+    ciphertext: Cow<'a, str>,
     key_version: u32,
 }
 
 #[derive(Deserialize)]
 struct Decrypted<'a> {
     #[serde(borrow)]
-    plaintext: &'a str,
+    plaintext: Cow<'a, str>,
 }
 
 #[derive(Deserialize)]
@@ -41,31 +43,29 @@ pub(super) fn base64(bytes: &[u8]) -> String {
 
 /// `plaintext`, `associated_data` (already base64) and `key_version`.
 pub(super) fn encrypt_body(seed: &Secret, associated_data: &str, version: u32) -> Vec<u8> {
+    const HEAD: &str = "{\"plaintext\":\"";
     let seed = seed.expose_secret();
-    let mut body = String::with_capacity(seed.len() * 4 / 3 + associated_data.len() + 80);
-    body.push_str("{\"plaintext\":\"");
+    let rest = format!("\",\"associated_data\":\"{associated_data}\",\"key_version\":{version}}}");
+    let encoded = seed.len().div_ceil(3) * 4;
+    let mut body = String::with_capacity(HEAD.len() + encoded + rest.len());
+    body.push_str(HEAD);
     STANDARD.encode_string(seed, &mut body);
-    body.push_str("\",\"associated_data\":\"");
-    body.push_str(associated_data);
-    body.push_str("\",\"key_version\":");
-    body.push_str(&version.to_string());
-    body.push('}');
+    body.push_str(&rest);
     body.into_bytes()
 }
 
 /// `ciphertext` and `associated_data`. The prefix was checked; what follows must not leave its JSON string.
+///
+/// # Errors
+/// `ciphertext_invalid` when the text holds what Transit never writes.
 pub(super) fn decrypt_body(text: &[u8], associated_data: &str) -> Result<Vec<u8>, Error> {
     let printable = text.iter().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\'));
     if !printable {
         return Err(Error::new(Class::CiphertextInvalid, "the ciphertext holds characters that Transit never writes"));
     }
-    let mut body = Vec::with_capacity(text.len() + associated_data.len() + 48);
-    body.extend_from_slice(b"{\"ciphertext\":\"");
-    body.extend_from_slice(text);
-    body.extend_from_slice(b"\",\"associated_data\":\"");
-    body.extend_from_slice(associated_data.as_bytes());
-    body.extend_from_slice(b"\"}");
-    Ok(body)
+    let parts: [&[u8]; 5] =
+        [b"{\"ciphertext\":\"", text, b"\",\"associated_data\":\"", associated_data.as_bytes(), b"\"}"];
+    Ok(parts.concat())
 }
 
 /// The sealed text, after a check that it was sealed under the version that was asked for.
@@ -75,17 +75,22 @@ pub(super) fn encrypted(body: &Bytes, version: u32) -> Result<Bytes, Error> {
         let detail = format!("asked for version {version}, got version {}", data.key_version);
         return Err(Error::new(Class::WrongVersion, detail).with_version(version));
     }
-    Ok(body.slice_ref(data.ciphertext.as_bytes()))
+    Ok(match data.ciphertext {
+        Cow::Borrowed(text) => body.slice_ref(text.as_bytes()),
+        Cow::Owned(text) => Bytes::from(text),
+    })
 }
 
 /// The opened seed, in a buffer that is wiped.
 pub(super) fn decrypted(body: &Bytes) -> Result<Secret, Error> {
     let Envelope { data } = parse::<Decrypted<'_>>(body)?;
-    let mut seed = Zeroizing::new(Vec::with_capacity(data.plaintext.len()));
-    STANDARD
-        .decode_vec(data.plaintext, &mut seed)
-        .map_err(|_| Error::new(Class::BadReply, "the plaintext in the answer is not base64"))?;
-    Ok(secret(std::mem::take(&mut *seed)))
+    let text = data.plaintext.as_bytes();
+    let padding = text.iter().rev().take(2).filter(|byte| **byte == b'=').count();
+    let mut seed = Zeroizing::new(vec![0; (text.len() / 4 * 3).saturating_sub(padding)]);
+    match STANDARD.decode_slice(text, &mut seed) {
+        Ok(length) if length == seed.len() => Ok(secret(std::mem::take(&mut *seed))),
+        _ => Err(Error::new(Class::BadReply, "the plaintext in the answer is not base64")),
+    }
 }
 
 pub(super) fn metadata(body: &Bytes) -> Result<Metadata, Error> {
@@ -129,6 +134,35 @@ mod tests {
     }
 
     #[test]
+    fn buffers_that_hold_plaintext_have_exactly_their_size() {
+        for length in 0..70 {
+            let seed = vec![7; length];
+            let body = encrypt_body(&secret(seed.clone()), "YWFk", 1_000);
+            assert_eq!(body.capacity(), body.len(), "{length}");
+            let answer = serde_json::json!({"data": {"plaintext": STANDARD.encode(&seed)}}).to_string();
+            assert_eq!(decrypted(&answer.into()).expect("opened").expose_secret(), seed);
+        }
+    }
+
+    #[test]
+    fn escapes_that_other_encoders_write_are_read() {
+        let sealed = Bytes::from(r#"{"data":{"ciphertext":"vault:v2:AA\/A","key_version":2}}"#);
+        assert_eq!(encrypted(&sealed, 2).expect("sealed"), "vault:v2:AA/A");
+        let opened = Bytes::from(r#"{"data":{"plaintext":"c2Vl\u005aA=="}}"#);
+        assert_eq!(decrypted(&opened).expect("opened").expose_secret(), b"seed");
+    }
+
+    #[test]
+    fn metadata_of_an_asymmetric_key_is_read_without_its_versions() {
+        let body = serde_json::json!({"data": {
+            "type": "rsa-2048", "latest_version": 1, "min_decryption_version": 1,
+            "keys": {"1": {"creation_time": "2026-01-01T00:00:00Z", "public_key": "x"}},
+        }});
+        let metadata = metadata(&body.to_string().into()).expect("read");
+        assert!(metadata.keys.is_empty() && metadata.key_type == "rsa-2048");
+    }
+
+    #[test]
     fn another_version_than_asked_is_refused() {
         let reply = |text: &str, version: u32| {
             Bytes::from(serde_json::json!({"data": {"ciphertext": text, "key_version": version}}).to_string())
@@ -142,7 +176,14 @@ mod tests {
 
     #[test]
     fn nonsense_is_a_bad_reply() {
-        for body in ["", "{}", "[]", "{\"data\":null}", "{\"data\":{\"plaintext\":\"%%\"}}"] {
+        for body in [
+            "",
+            "{}",
+            "[]",
+            "{\"data\":null}",
+            "{\"data\":{\"plaintext\":\"%%\"}}",
+            "{\"data\":{\"plaintext\":\"====\"}}",
+        ] {
             assert_eq!(decrypted(&Bytes::from(body)).expect_err("refused").class(), Class::BadReply, "{body}");
         }
     }
