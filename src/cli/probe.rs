@@ -1,0 +1,138 @@
+//! `probe`: what kube-apiserver would meet at a socket, step by step, as the calling user.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::{Exit, runtime, say};
+use crate::front::client::{Client, ClientError};
+use crate::units::Span;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The socket to ask.
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+    /// How long each call may take.
+    #[arg(long, default_value = "3s")]
+    timeout: Span,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One step and how it went.
+#[derive(Serialize)]
+struct Step {
+    name: &'static str,
+    ok: bool,
+    millis: f64,
+    detail: String,
+}
+
+#[derive(Default, Serialize)]
+struct Report {
+    ok: bool,
+    steps: Vec<Step>,
+}
+
+pub(super) fn run(args: &Args) -> Exit {
+    let Ok(runtime) = runtime() else {
+        eprintln!("the runtime cannot start");
+        return Exit::Unexpected;
+    };
+    let report = runtime.block_on(probe(args));
+    let text = if args.json {
+        format!("{}\n", serde_json::to_string_pretty(&report).unwrap_or_default())
+    } else {
+        report
+            .steps
+            .iter()
+            .map(|step| {
+                format!(
+                    "{} {:<8} {:>8.2} ms  {}\n",
+                    if step.ok { "ok  " } else { "FAIL" },
+                    step.name,
+                    step.millis,
+                    step.detail
+                )
+            })
+            .collect()
+    };
+    match say(&text) {
+        Exit::Ok if report.ok => Exit::Ok,
+        Exit::Ok => Exit::CheckFailed,
+        other => other,
+    }
+}
+
+async fn probe(args: &Args) -> Report {
+    let mut report = Report::default();
+    report.ok = steps(args, &mut report).await.is_some();
+    report
+}
+
+/// Every step in order; `None` at the first that fails.
+async fn steps(args: &Args, report: &mut Report) -> Option<()> {
+    let within: Duration = args.timeout.get();
+    let connect = async {
+        let connected = tokio::time::timeout(within, Client::connect(&args.socket)).await;
+        connected.map_err(|_| "nobody accepted the connection in time".to_owned())?.map_err(describe)
+    };
+    let client = report.step("connect", connect, |_| args.socket.display().to_string()).await?.with_timeout(within);
+    let status = async {
+        let status = client.status().await.map_err(|error| error.to_string())?;
+        if status.healthz == "ok" && !status.key_id.is_empty() {
+            Ok(status)
+        } else {
+            Err(format!("version {}, healthz {:?}, key_id {:?}", status.version, status.healthz, status.key_id))
+        }
+    };
+    let status =
+        report.step("status", status, |status| format!("{} ok, key_id {}", status.version, status.key_id)).await?;
+    let mut seed = vec![0; 32];
+    aws_lc_rs::rand::fill(&mut seed).ok()?;
+    let encrypt = async {
+        let sealed = client.encrypt(seed.clone(), "probe").await.map_err(|error| error.to_string())?;
+        if sealed.key_id == status.key_id { Ok(sealed) } else { Err("its key_id is not the one of Status".to_owned()) }
+    };
+    let sealed = report.step("encrypt", encrypt, |sealed| format!("{} bytes", sealed.ciphertext.len())).await?;
+    let decrypt = async {
+        let opened =
+            client.decrypt(sealed.ciphertext.to_vec(), "probe", &sealed.key_id, sealed.annotations.clone()).await;
+        let opened = opened.map_err(|error| error.to_string())?;
+        if opened == seed { Ok(()) } else { Err("what came back is not what was sent".to_owned()) }
+    };
+    report.step("decrypt", decrypt, |()| "the same 32 bytes came back".to_owned()).await
+}
+
+fn describe(error: ClientError) -> String {
+    use std::error::Error;
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let words = inner.to_string();
+        if !text.contains(&words) {
+            text.push_str(&format!(": {words}"));
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+impl Report {
+    async fn step<T>(
+        &mut self,
+        name: &'static str,
+        work: impl Future<Output = Result<T, String>>,
+        tell: impl FnOnce(&T) -> String,
+    ) -> Option<T> {
+        let began = Instant::now();
+        let outcome = work.await;
+        let millis = began.elapsed().as_secs_f64() * 1e3;
+        let detail = outcome.as_ref().map_or_else(String::clone, tell);
+        self.steps.push(Step { name, ok: outcome.is_ok(), millis, detail });
+        outcome.ok()
+    }
+}

@@ -1,0 +1,44 @@
+//! `serve`: loads the configuration, starts telemetry, runs the host.
+
+use std::path::PathBuf;
+
+use super::{Exit, runtime};
+use crate::host::run::Ending;
+use crate::{config, host, telemetry};
+
+pub(super) fn run(files: Vec<PathBuf>) -> Exit {
+    let config = match config::load(&files) {
+        Ok(loaded) => loaded.config,
+        Err(findings) => {
+            eprintln!("{findings}");
+            return Exit::Configuration;
+        }
+    };
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("the runtime cannot start: {error}");
+            return Exit::Runtime;
+        }
+    };
+    runtime.block_on(async {
+        let telemetry = match telemetry::init(&config.telemetry) {
+            Ok(guard) => guard,
+            Err(error) => {
+                eprintln!("{error}");
+                return Exit::Unexpected;
+            }
+        };
+        match host::serve(files, config, telemetry).await {
+            Ending::Signal => Exit::Ok,
+            Ending::NoSocket => {
+                eprintln!("no pipeline could get its socket for a minute; the log says why for each");
+                Exit::Runtime
+            }
+            Ending::NoSignals => {
+                eprintln!("the process cannot listen for signals");
+                Exit::Runtime
+            }
+        }
+    })
+}

@@ -1,0 +1,80 @@
+//! The admin listener: `/metrics`, `/livez` (this process) and `/readyz` (the whole path, with reasons). A port that is
+//! taken is a finding that is tried again, never an exit.
+
+mod config;
+mod ready;
+mod tls;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+
+pub use config::{Config, Tls};
+
+use crate::telemetry::events;
+use crate::telemetry::observed::Observed;
+use crate::telemetry::registry;
+
+const RETRY: Duration = Duration::from_secs(5);
+
+type Pipelines = Arc<ArcSwap<Vec<Observed>>>;
+
+/// Serves until it is aborted.
+pub async fn run(config: Config, pipelines: Pipelines) {
+    let mut told = false;
+    loop {
+        let trouble = match TcpListener::bind(config.listen).await {
+            Ok(listener) => match serve(&config, listener, pipelines.clone()).await {
+                Ok(()) => return,
+                Err(error) => error,
+            },
+            Err(error) => error.to_string(),
+        };
+        if !told {
+            told = true;
+            tracing::warn!(event = events::ADMIN_TROUBLE, listen = %config.listen, "the admin listener cannot be had, it is tried again: {trouble}");
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn serve(config: &Config, listener: TcpListener, pipelines: Pipelines) -> Result<(), String> {
+    let app = router(pipelines);
+    match &config.tls {
+        None => axum::serve(listener, app).await.map_err(|error| error.to_string()),
+        Some(files) => {
+            let listener = tls::Listener::new(listener, files)?;
+            axum::serve(listener, app).await.map_err(|error| error.to_string())
+        }
+    }
+}
+
+fn router(pipelines: Pipelines) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .with_state(pipelines)
+}
+
+async fn metrics(State(pipelines): State<Pipelines>) -> Response {
+    match registry::render(&pipelines.load()) {
+        Ok(text) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+            .into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+async fn readyz(State(pipelines): State<Pipelines>) -> Response {
+    let report = ready::report(&pipelines.load());
+    let status = if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, [(header::CONTENT_TYPE, "application/json")], serde_json::to_string(&report).unwrap_or_default())
+        .into_response()
+}

@@ -1,0 +1,89 @@
+//! What stands behind a pipeline's socket: pipe, endpoint, session, Transit, the stack and the keeper, built from one
+//! pipeline's configuration. A reload builds another one and gives the old one back its time to end.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
+
+use super::keeper::Keeper;
+use crate::auth::Session;
+use crate::backend::transit::Transit;
+use crate::config::Pipeline as Config;
+use crate::error::Error;
+use crate::http::{Pipe, PipeOptions};
+use crate::key::{Finding, Identity, KeyState, RefreshRequests};
+use crate::layers::{self, Endpoint};
+use crate::request::{BaoService, KmsService};
+use crate::telemetry::metrics::PipelineMetrics;
+
+/// What an engine is given by its pipeline; it outlives the engine.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// The pipeline's label.
+    pub pipeline: Arc<str>,
+    /// What is known of the key.
+    pub key: Arc<KeyState>,
+    /// Instruments.
+    pub metrics: Arc<PipelineMetrics>,
+    /// Callers with an unknown key_id.
+    pub requests: Arc<Mutex<RefreshRequests>>,
+    /// What is remarkable about the key.
+    pub findings: Arc<ArcSwap<Vec<Finding>>>,
+}
+
+/// A running engine.
+pub struct Engine {
+    session: Arc<Session>,
+    keeper: JoinHandle<()>,
+}
+
+// === impl Engine ===
+
+impl Engine {
+    /// Builds and starts one. Nothing here waits for OpenBao, and nothing that can be mended at run time fails.
+    pub fn start(config: &Config, identity: Arc<Identity>, around: &Surroundings) -> (Self, KmsService) {
+        let crate::backend::Config::Transit(transit) = &config.backend;
+        let pipe = Pipe::new(PipeOptions {
+            tls: transit.tls.clone(),
+            namespace: transit.namespace.clone(),
+            client_identity: config.auth.client_identity(),
+            max_idle: config.layers.admit.max_in_flight,
+        });
+        let origins = transit.endpoints.iter().map(|url| Arc::from(url.trim_end_matches('/'))).collect();
+        let endpoint = Endpoint::new(origins, transit.redirect_hosts.clone(), pipe.clone(), around.metrics.clone());
+        let reload = Arc::new(move || -> Result<(), Error> { pipe.reload() });
+        let session = Session::start(
+            config.auth.method(),
+            BaoService::new(endpoint.clone()),
+            reload,
+            around.metrics.clone(),
+            around.pipeline.clone(),
+        );
+        let bao = layers::bao_stack(session.clone(), BaoService::new(endpoint.clone()));
+        let transit = Transit::new(transit, bao);
+        let kms = layers::stack(&config.layers, around.key.clone(), transit.clone(), around.metrics.clone());
+        let keeper = Keeper {
+            pipeline: around.pipeline.clone(),
+            key: around.key.clone(),
+            identity,
+            transit,
+            endpoint,
+            session: session.clone(),
+            rotation: config.rotation.clone(),
+            health: config.health.clone(),
+            requests: around.requests.clone(),
+            findings: around.findings.clone(),
+        };
+        (Self { session, keeper: tokio::spawn(keeper.run()) }, kms)
+    }
+
+    /// Stops the keeper and gives the token back, within the second that the session allows itself.
+    pub async fn stop(self) {
+        self.keeper.abort();
+        // The next keeper needs the lock that this one holds until its task is gone.
+        let _ = self.keeper.await;
+        self.session.close().await;
+    }
+}

@@ -1,0 +1,294 @@
+//! The keeper of one pipeline's key: reads metadata, runs deep probes, decides what Status may say, and notices at once
+//! when OpenBao is back. It never stands in the way of a call; calls only read what it left in [`KeyState`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{Mutex, oneshot};
+use tokio::time::Instant;
+
+use crate::auth::Session;
+use crate::backend::transit::Transit;
+use crate::error::{Bearing, Class, Error};
+use crate::key::config::{HealthPolicy, Rotation};
+use crate::key::{BaoClock, Finding, Identity, KeyState, Metadata, RefreshRequests, Severity, View, findings};
+use crate::layers::Endpoint;
+use crate::telemetry::events;
+
+/// How long one check of an address may take.
+const HEALTH_WITHIN: Duration = Duration::from_secs(2);
+/// The first pause between two checks while OpenBao is away.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// The longest pause between two checks while something is wrong: recovery is noticed this fast.
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the keeper needs; `requests` outlives a reload, so it is shared with the next keeper.
+pub struct Keeper {
+    /// The pipeline's label.
+    pub pipeline: Arc<str>,
+    /// Where the keeper leaves what it knows.
+    pub key: Arc<KeyState>,
+    /// Whose key it is.
+    pub identity: Arc<Identity>,
+    /// The vault room; its calls enter at `token`.
+    pub transit: Transit,
+    /// For `sys/health` of every address.
+    pub endpoint: Endpoint,
+    /// Woken when OpenBao is back.
+    pub session: Arc<Session>,
+    /// When versions become active, and how often metadata is read.
+    pub rotation: Rotation,
+    /// Probe interval.
+    pub health: HealthPolicy,
+    /// Calls that met an unknown key_id.
+    pub requests: Arc<Mutex<RefreshRequests>>,
+    /// What is remarkable about the key, for logs and readiness.
+    pub findings: Arc<ArcSwap<Vec<Finding>>>,
+}
+
+/// What the keeper remembers between two rounds.
+struct Memory {
+    clock: BaoClock,
+    metadata: Option<Metadata>,
+    next_read: Instant,
+    next_probe: Instant,
+    pause: Duration,
+    shown: Option<Option<Class>>,
+    met: Option<Class>,
+}
+
+/// Why a wait is over.
+enum Wake {
+    /// It is time to read the metadata.
+    Read(Vec<oneshot::Sender<()>>),
+    /// A version becomes active now.
+    Activate,
+}
+
+// === impl Keeper ===
+
+impl Keeper {
+    /// Keeps the key until the task is aborted.
+    pub async fn run(self) {
+        let requests = self.requests.clone();
+        let mut requests = requests.lock().await;
+        requests.set_interval(self.rotation.metadata_interval.get());
+        let now = Instant::now();
+        let mut memory = Memory {
+            clock: BaoClock::default(),
+            metadata: None,
+            next_read: now,
+            next_probe: now,
+            pause: FIRST_PAUSE,
+            shown: None,
+            met: None,
+        };
+        loop {
+            match self.wait(&mut memory, &mut requests).await {
+                Wake::Activate => self.renew_view(&mut memory),
+                Wake::Read(waiters) => {
+                    let outcome = self.round(&mut memory).await;
+                    requests.release(waiters);
+                    self.conclude(&mut memory, outcome);
+                }
+            }
+            self.tell(&mut memory);
+        }
+    }
+
+    /// Waits for whatever comes first: the next read, an activation, or a caller with an unknown key_id.
+    async fn wait(&self, memory: &mut Memory, requests: &mut RefreshRequests) -> Wake {
+        let now = Instant::now();
+        let delay = self.rotation.activation_delay.get().as_secs();
+        let change = self.key.peek().and_then(|view| view.next_change(delay));
+        let until = change.and_then(|second| memory.clock.until(second, now));
+        let activation = async {
+            match until {
+                Some(until) => tokio::time::sleep(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep_until(memory.next_read) => Wake::Read(Vec::new()),
+            () = activation => Wake::Activate,
+            waiters = requests.due() => Wake::Read(waiters),
+        }
+    }
+
+    /// One look at the whole path. While OpenBao is away, a cheap probe of every address comes before anything else.
+    async fn round(&self, memory: &mut Memory) -> Result<(), Error> {
+        match self.key.health().trouble {
+            Some((class, _)) if class.bearing() == Bearing::Absence => {
+                self.find_openbao().await?;
+                self.session.wake();
+            }
+            Some(_) => self.session.wake(),
+            None => {}
+        }
+        let (metadata, date) = self.transit.metadata().await?;
+        let heard = Instant::now();
+        // A proxy may strip `Date`; then this node's clock is the only one there is.
+        memory.clock.observe(date.unwrap_or_else(std::time::SystemTime::now), heard);
+        let upsert = self.transit.disable_upsert().await.unwrap_or(None);
+        self.note_findings(findings::of(&metadata, upsert));
+        if metadata.soft_deleted {
+            return Err(Class::KeySoftDeleted.into());
+        }
+        if self.findings.load().iter().any(|finding| finding.severity == Severity::Blocking) {
+            return Err(Error::new(Class::KeyUnusable, "the findings name the property"));
+        }
+        memory.metadata = Some(metadata);
+        self.renew_view(memory);
+        let view = self.key.peek().ok_or(Class::Starting)?;
+        if heard >= memory.next_probe || self.key.health().trouble.is_some() || self.key.health().last_success.is_none()
+        {
+            self.transit.probe(view.active()).await?;
+            memory.next_probe = Instant::now() + jittered(self.health.deep_probe_interval.get());
+        }
+        Ok(())
+    }
+
+    /// Whether any address answers `sys/health` as a node that serves or can forward.
+    async fn find_openbao(&self) -> Result<(), Error> {
+        let mut last = Error::new(Class::Unreachable, "no endpoint is configured");
+        for (_, answer) in self.endpoint.check_all(HEALTH_WITHIN).await {
+            match answer {
+                Ok(()) => return Ok(()),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Computes the view from the metadata last read and OpenBao's time now, and publishes it when it differs.
+    fn renew_view(&self, memory: &mut Memory) {
+        let (Some(metadata), Some(now)) = (&memory.metadata, memory.clock.now(Instant::now())) else {
+            return;
+        };
+        let delay = self.rotation.activation_delay.get().as_secs();
+        let previous = self.key.peek();
+        match View::at(&self.identity, metadata, now, delay, previous.as_deref()) {
+            Ok(view) if previous.as_deref() == Some(&view) => {}
+            Ok(view) => {
+                tracing::info!(
+                    event = events::VIEW_CHANGED,
+                    pipeline = &*self.pipeline,
+                    active = view.active().number,
+                    latest = view.latest(),
+                    min_decryption = view.min_decryption(),
+                    key_id = %view.active().key_id,
+                    "the key's view has changed"
+                );
+                self.key.publish(Arc::new(view));
+            }
+            Err(error) => tracing::warn!(
+                event = events::KEY_FINDING,
+                pipeline = &*self.pipeline,
+                finding = findings::NO_CANDIDATE.name,
+                "{error}"
+            ),
+        }
+    }
+
+    /// Keeps the outcome of a round and plans the next one.
+    fn conclude(&self, memory: &mut Memory, outcome: Result<(), Error>) {
+        let now = Instant::now();
+        match outcome {
+            Ok(()) => {
+                self.key.succeeded(now);
+                memory.met = None;
+                memory.pause = FIRST_PAUSE;
+                memory.next_read = now + jittered(self.rotation.metadata_interval.get());
+            }
+            Err(error) => {
+                let class = health_class(&error);
+                self.key.failed(class, now);
+                if memory.met.replace(class) != Some(class) {
+                    tracing::warn!(
+                        event = events::STATUS_CHANGED,
+                        pipeline = &*self.pipeline,
+                        class = class.name(),
+                        detail = error.detail(),
+                        help = class.help(),
+                        "the path to OpenBao does not work: {}",
+                        class.meaning()
+                    );
+                }
+                memory.next_read = now + jittered(memory.pause);
+                memory.pause = (memory.pause * 3 / 2).min(LAST_PAUSE);
+            }
+        }
+    }
+
+    /// Logs a change of what Status says.
+    fn tell(&self, memory: &mut Memory) {
+        let shown = self.key.shown_trouble(Instant::now());
+        if memory.shown.replace(shown) == Some(shown) {
+            return;
+        }
+        match shown {
+            None if self.key.peek().is_some() => {
+                tracing::info!(
+                    event = events::STATUS_CHANGED,
+                    pipeline = &*self.pipeline,
+                    healthz = "ok",
+                    "Status is ok"
+                );
+            }
+            None => {}
+            Some(class) => tracing::warn!(
+                event = events::STATUS_CHANGED,
+                pipeline = &*self.pipeline,
+                healthz = class.name(),
+                help = class.help(),
+                "Status is not ok: {}",
+                class.meaning()
+            ),
+        }
+    }
+
+    fn note_findings(&self, found: Vec<Finding>) {
+        let before = self.findings.load();
+        for finding in found.iter().filter(|finding| !before.contains(finding)) {
+            let (pipeline, name) = (&*self.pipeline, finding.name);
+            match finding.severity {
+                Severity::Info => {
+                    tracing::info!(event = events::KEY_FINDING, pipeline, finding = name, "{}", finding.text);
+                }
+                Severity::Warning | Severity::Blocking => {
+                    tracing::warn!(event = events::KEY_FINDING, pipeline, finding = name, "{}", finding.text);
+                }
+            }
+        }
+        drop(before);
+        self.findings.store(Arc::new(found));
+    }
+}
+
+/// The class that Status shows for a failed round: one that bears on health, whatever the call itself met.
+fn health_class(error: &Error) -> Class {
+    match error.class() {
+        // The keeper's own call ran out of time: OpenBao is slow or away.
+        Class::DeadlineExceeded => Class::Timeout,
+        class if class.bearing() == Bearing::None => Class::ServerError,
+        class => class,
+    }
+}
+
+/// A tenth more or less, so that nodes do not ask in step.
+fn jittered(span: Duration) -> Duration {
+    span.mul_f64(0.9 + 0.2 * fastrand::f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failed_round_bears_on_health() {
+        for &class in Class::ALL {
+            assert_ne!(health_class(&class.into()).bearing(), Bearing::None, "{class}");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! `serve`: runs the host until a signal ends it. SIGTERM and SIGINT drain, SIGHUP reloads; a bad file keeps what runs.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
+
+use super::{PluginHost, SocketState, systemd};
+use crate::config::{self, Config};
+use crate::front::Inherited;
+use crate::telemetry::{self, events};
+
+/// How long the program tries to get at least one socket before it ends with [`Ending::NoSocket`].
+const SOCKET_PATIENCE: Duration = Duration::from_secs(60);
+/// How often sockets and reasons are looked at for systemd.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// How `serve` ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// A signal asked for it.
+    Signal,
+    /// No pipeline could get its socket for a minute.
+    NoSocket,
+    /// The runtime could not listen for signals.
+    NoSignals,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+/// Runs the host. `files` are read again at each SIGHUP.
+pub async fn serve(files: Vec<PathBuf>, config: Config, telemetry: telemetry::Guard) -> Ending {
+    let Ok(mut signals) = Signals::listen() else {
+        return Ending::NoSignals;
+    };
+    tracing::info!(
+        event = events::STARTED,
+        version = env!("CARGO_PKG_VERSION"),
+        pipelines = config.pipelines.len(),
+        "started"
+    );
+    let mut host = PluginHost::start(config, Inherited::from_environment());
+    let watchdog = tokio::spawn(systemd::watchdog());
+    let mut announcer = Announcer::default();
+    let mut look = tokio::time::interval(LOOK);
+    let ending = loop {
+        tokio::select! {
+            _ = look.tick() => if announcer.look(&host) == Verdict::GiveUp { break Ending::NoSocket },
+            _ = signals.terminate.recv() => break Ending::Signal,
+            _ = signals.interrupt.recv() => break Ending::Signal,
+            _ = signals.hangup.recv() => reload(&files, &mut host, &telemetry).await,
+        }
+    };
+    systemd::stopping();
+    tracing::info!(event = events::STOPPING, "closing the doors; calls in flight are finished");
+    host.stop().await;
+    watchdog.abort();
+    telemetry.shutdown().await;
+    ending
+}
+
+async fn reload(files: &[PathBuf], host: &mut PluginHost, telemetry: &telemetry::Guard) {
+    let loaded = match config::load(files) {
+        Ok(loaded) => loaded,
+        Err(findings) => {
+            tracing::error!(
+                event = events::RELOAD_REFUSED,
+                "the configuration is refused, what ran goes on: {findings}"
+            );
+            return;
+        }
+    };
+    let logs = loaded.config.telemetry.logs.clone();
+    match host.reload(loaded.config).await {
+        Ok(()) => {
+            telemetry.set_level(logs.level);
+            tracing::info!(event = events::RELOADED, "the configuration took effect");
+        }
+        Err(error) => {
+            tracing::error!(event = events::RELOAD_REFUSED, "the configuration is refused, what ran goes on: {error}")
+        }
+    }
+}
+
+// === impl Signals ===
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Watches the pipelines for systemd: READY once, STATUS when it changes.
+struct Announcer {
+    since: Instant,
+    ready: bool,
+    status: String,
+}
+
+#[derive(PartialEq, Eq)]
+enum Verdict {
+    GoOn,
+    GiveUp,
+}
+
+// === impl Announcer ===
+
+impl Default for Announcer {
+    fn default() -> Self {
+        Self { since: Instant::now(), ready: false, status: String::new() }
+    }
+}
+
+impl Announcer {
+    fn look(&mut self, host: &PluginHost) -> Verdict {
+        let sockets: Vec<SocketState> = host.pipelines().iter().map(|one| one.socket().borrow().clone()).collect();
+        let any = sockets.contains(&SocketState::Ready);
+        let tried = !sockets.contains(&SocketState::Pending);
+        if any && tried && !self.ready {
+            self.ready = true;
+            systemd::ready();
+        }
+        let status = host
+            .pipelines()
+            .iter()
+            .zip(&sockets)
+            .map(|(pipeline, socket)| {
+                let reason = match socket {
+                    SocketState::Ready => match pipeline.key().shown_trouble(Instant::now()) {
+                        Some(class) => class.name(),
+                        None if pipeline.key().peek().is_none() => "starting",
+                        None => "ok",
+                    },
+                    SocketState::Pending => "opening the socket",
+                    SocketState::Refused(_) => "no socket",
+                };
+                format!("{}: {reason}", pipeline.config().name)
+            })
+            .collect::<Vec<_>>()
+            .join(", ");
+        if status != self.status {
+            systemd::status(&status);
+            self.status = status;
+        }
+        if !self.ready && !any && self.since.elapsed() >= SOCKET_PATIENCE { Verdict::GiveUp } else { Verdict::GoOn }
+    }
+}
