@@ -96,7 +96,7 @@ async fn story(args: &Args) -> Outcome<()> {
 
     let socket = folder.0.join("kms.sock");
     let file = write_config(&folder, &server, &setup, &jwt, &socket)?;
-    let loaded = config::load(&[file.clone()])?;
+    let loaded = config::load(std::slice::from_ref(&file))?;
     let host = PluginHost::start(loaded.config, Inherited::none());
     step(3, &format!("A pipeline serves {} from this configuration:\n", socket.display()));
     tell(&indent(&std::fs::read_to_string(&file)?));

@@ -52,7 +52,7 @@ pub fn load(files: &[PathBuf]) -> Result<Loaded, Findings> {
 
 /// The same for what was read already.
 pub(super) fn resolve(sources: Vec<Source>, environment: &[(&'static str, String)]) -> Result<Loaded, Findings> {
-    let (document, origins) = merge(sources, environment).map_err(|finding| Findings(vec![finding]))?;
+    let (document, origins) = merge(sources, environment)?;
     let mut findings = schema::validate(&document, &origins);
     if !findings.is_empty() {
         findings.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
@@ -66,19 +66,14 @@ pub(super) fn resolve(sources: Vec<Source>, environment: &[(&'static str, String
 }
 
 /// One document out of all files and the environment.
-fn merge(sources: Vec<Source>, environment: &[(&'static str, String)]) -> Result<(Value, Origins), Finding> {
+fn merge(sources: Vec<Source>, environment: &[(&'static str, String)]) -> Result<(Value, Origins), Findings> {
     let mut figment = Figment::new();
     for source in &sources {
         figment = figment.merge(source);
     }
-    let mut document: Value = figment.extract().map_err(|error| Finding {
-        file: sources.first().map(|source| source.name.clone()).unwrap_or_default(),
-        line: 0,
-        column: 0,
-        path: String::new(),
-        message: error.to_string(),
-        value: None,
-        help: "correct the file".to_owned(),
+    let mut document: Value = figment.extract().map_err(|error| {
+        let origins = Origins { sources: sources.clone(), ..Origins::default() };
+        Findings(vec![origins.finding("", error.to_string(), None, "correct the file")])
     })?;
     keep_last_choice(&mut document, &sources);
     let mut names: Vec<String> = Vec::new();

@@ -108,13 +108,13 @@ fn step(open: &mut [Open], place: Place, found: &mut Vec<(String, Place)>, scala
 /// `/pipelines/0/...` becomes `/pipelines/<name>/...`.
 fn by_name(path: &str, names: &HashMap<String, String>) -> String {
     let mut parts = path.splitn(4, '/').skip(1);
-    if let (Some("pipelines"), Some(index)) = (parts.next(), parts.next()) {
-        if let Some(name) = names.get(&format!("/pipelines/{index}")) {
-            return match parts.next() {
-                Some(rest) => format!("/pipelines/{name}/{rest}"),
-                None => format!("/pipelines/{name}"),
-            };
-        }
+    if let (Some("pipelines"), Some(index)) = (parts.next(), parts.next())
+        && let Some(name) = names.get(&format!("/pipelines/{index}"))
+    {
+        return match parts.next() {
+            Some(rest) => format!("/pipelines/{name}/{rest}"),
+            None => format!("/pipelines/{name}"),
+        };
     }
     path.to_owned()
 }

@@ -75,7 +75,8 @@ pub(super) fn validate(document: &Value, origins: &Origins) -> Vec<Finding> {
     let schema = whole();
     let known = property_names(&schema);
     let (mut schemas, mut compiler) = (Schemas::new(), Compiler::new());
-    let compiled = compiler.add_resource(NAME, schema).and_then(|()| compiler.compile(NAME, &mut schemas));
+    let added = compiler.add_resource(NAME, schema).map_err(|error| error.to_string());
+    let compiled = added.and_then(|()| compiler.compile(NAME, &mut schemas).map_err(|error| error.to_string()));
     let index = match compiled {
         Ok(index) => index,
         Err(error) => {

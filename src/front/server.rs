@@ -115,10 +115,10 @@ impl Gate {
                     continue;
                 }
             };
-            if let Some(connection) = self.judge(stream) {
-                if accepted.send(connection).await.is_err() {
-                    return;
-                }
+            if let Some(connection) = self.judge(stream)
+                && accepted.send(connection).await.is_err()
+            {
+                return;
             }
         }
     }

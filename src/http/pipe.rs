@@ -53,8 +53,11 @@ struct Inner {
     client: ArcSwapOption<reqwest::Client>,
     /// What the client was built from; held while it is built, so that a burst builds one.
     mark: Mutex<Option<Mark>>,
-    urls: Mutex<HashMap<(Arc<str>, Arc<str>), Url>>,
+    urls: Mutex<Urls>,
 }
+
+/// By origin and path.
+type Urls = HashMap<(Arc<str>, Arc<str>), Url>;
 
 // === impl Pipe ===
 
