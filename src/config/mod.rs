@@ -2,6 +2,7 @@
 //! stand beside what they configure; here they are only put together.
 
 mod checks;
+pub mod document;
 mod explain;
 mod finding;
 mod load;

@@ -1,0 +1,185 @@
+//! What is generated from the schema for people: the reference page and the example that shows every key.
+
+use serde_json::{Map, Value, json};
+
+use super::schema;
+
+/// How deep sections may nest; a bound against a schema that refers to itself.
+const DEEPEST: usize = 12;
+
+/// `docs/configuration.md`.
+pub fn reference() -> String {
+    let schema = schema::whole();
+    let mut text = String::from(HEAD);
+    text.push_str("| key | default | meaning |\n|---|---|---|\n");
+    rows(&schema, &schema, "", 0, &mut text);
+    text.push_str("\n## Environment\n\n| variable | sets |\n|---|---|\n");
+    for (variable, path) in super::ENVIRONMENT {
+        text.push_str(&format!("| `{variable}` | `{path}` |\n"));
+    }
+    text.push_str(TAIL);
+    text
+}
+
+const HEAD: &str = "\
+# What can stand in the configuration file?
+
+This page is generated from the schema (`schema/bao-kms-provider.schema.json`), which the program itself validates with.
+A key marked `*` must be given. Durations are one whole number and one unit in quotes or without (`30s`, `2500ms`, `2m`,
+`1h`); file modes are quoted (`\"0660\"`). An unknown key, a key that stands twice and a value of the wrong type are errors.
+
+`bao-kms-provider config validate` says everything that is wrong at once; `config show` prints the resolved file with the
+origin of each value; `config explain` prints each pipeline's stack.
+
+";
+
+const TAIL: &str = "
+They win over every file. Nothing that carries identity or secrets can be set this way.
+
+## Several files
+
+`--config` may be given several times; later files win. Sections are merged key by key. `pipelines` are met by their
+`name`, so that a node's overlay names a pipeline and the few keys that differ there. Every other list is replaced whole.
+`auth` and `backend` are choices: an overlay that names another login method replaces the one below it. The result is
+validated as one file; `schema/bao-kms-provider.overlay.schema.json` is for editors and CI, and requires nothing.
+";
+
+fn rows(root: &Value, section: &Value, path: &str, depth: usize, text: &mut String) {
+    let section = resolve(root, section);
+    let required = section.get("required").and_then(Value::as_array);
+    let Some(properties) = section.get("properties").and_then(Value::as_object).filter(|_| depth < DEEPEST) else {
+        return;
+    };
+    for (key, property) in properties {
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        let star = required.is_some_and(|list| list.contains(&json!(key)));
+        let target = resolve(root, property);
+        let items =
+            target.get("items").map(|items| resolve(root, items)).filter(|items| items.get("properties").is_some());
+        let inner = items.as_ref().unwrap_or(&target);
+        let shown = if items.is_some() { format!("{path}[]") } else { path };
+        text.push_str(&format!(
+            "| `{shown}`{} | {} | {} |\n",
+            if star { " *" } else { "" },
+            default(property, &target),
+            description(property, &target)
+        ));
+        rows(root, inner, &shown, depth + 1, text);
+    }
+}
+
+fn default(property: &Value, target: &Value) -> String {
+    match property.get("default").or_else(|| target.get("default")) {
+        Some(Value::Object(_)) | None => String::new(),
+        Some(value) => format!("`{value}`"),
+    }
+}
+
+fn description(property: &Value, target: &Value) -> String {
+    let text = property.get("description").or_else(|| target.get("description"));
+    let mut text = text.and_then(Value::as_str).unwrap_or_default().replace('\n', " ");
+    if let Some(words) = words(target) {
+        text.push_str(&format!(" One of {words}."));
+    }
+    text
+}
+
+/// The words of an enumeration.
+fn words(target: &Value) -> Option<String> {
+    let from_enum = target.get("enum").and_then(Value::as_array).cloned();
+    let from_branches = target
+        .get("oneOf")
+        .and_then(Value::as_array)
+        .map(|branches| branches.iter().filter_map(|branch| branch.get("const").cloned()).collect::<Vec<_>>());
+    let words = from_enum.or(from_branches).filter(|words| words.len() > 1)?;
+    Some(words.iter().filter_map(Value::as_str).map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", "))
+}
+
+/// Follows `$ref`, and an optional value to what it holds.
+fn resolve(root: &Value, schema: &Value) -> Value {
+    if let Some(pointer) = schema.get("$ref").and_then(Value::as_str) {
+        return root.pointer(pointer.trim_start_matches('#')).cloned().unwrap_or_default();
+    }
+    let some = schema.get("anyOf").and_then(Value::as_array);
+    match some.and_then(|branches| branches.iter().find(|branch| branch.get("$ref").is_some())) {
+        Some(branch) => resolve(root, branch),
+        None => schema.clone(),
+    }
+}
+
+/// `config-examples/full.yaml`: every key with its meaning.
+pub fn full_example() -> String {
+    let schema = schema::whole();
+    let mut text = String::from(
+        "# Every key, with its default where it has one. Generated from the schema; see docs/configuration.md.\n",
+    );
+    write(&schema, &schema, &full_values(), 0, &mut text);
+    text
+}
+
+/// A value for every key; those with a default have it.
+pub fn full_values() -> Value {
+    json!({
+        "configVersion": "v1",
+        "pipelines": [{
+            "name": "workload-a",
+            "socket": {
+                "path": "/run/openbao-kms/kms.sock", "mode": "0660", "group": "openbao-kms-socket", "createDirectory": false,
+                "allowPeers": { "uids": [], "gids": [] },
+            },
+            "identity": {
+                "providerName": "openbao-kms-workload-a", "clusterId": "workload-a", "openbaoId": "bao-prod-a",
+                "transitMountId": "transit-prod", "keyLineageId": "01HXEXAMPLEKEYLINEAGEID", "fingerprint": "",
+            },
+            "auth": { "jwt": { "mount": "jwt", "role": "kms", "file": "/var/lib/openbao-kms/identity.jwt" } },
+            "backend": { "transit": {
+                "endpoints": ["https://bao-0.example:8200", "https://bao-1.example:8200"], "namespace": "kms/prod",
+                "mount": "transit", "key": "k8s-workload-a-etcd",
+                "tls": { "caFile": "/etc/bao-kms-provider/ca.pem", "serverName": "bao.example" }, "redirectHosts": [],
+            } },
+            "layers": crate::layers::Config::default(),
+            "rotation": crate::key::config::Rotation::default(),
+            "health": crate::key::config::HealthPolicy::default(),
+        }],
+        "telemetry": {
+            "logs": crate::telemetry::config::Logs::default(),
+            "metrics": {},
+            "traces": { "otlp": {
+                "endpoint": "http://127.0.0.1:4317", "sampleRatio": 1.0, "timeout": "5s", "caFile": "/etc/bao-kms-provider/otlp-ca.pem",
+            } },
+        },
+        "admin": {
+            "listen": "127.0.0.1:8081",
+            "tls": {
+                "certFile": "/etc/bao-kms-provider/admin.pem", "keyFile": "/etc/bao-kms-provider/admin.key",
+                "clientCaFile": "/etc/bao-kms-provider/admin-clients.pem",
+            },
+        },
+    })
+}
+
+fn write(root: &Value, section: &Value, value: &Value, indent: usize, text: &mut String) {
+    let section = resolve(root, section);
+    let empty = Map::new();
+    let properties = section.get("properties").and_then(Value::as_object).unwrap_or(&empty);
+    let pad = " ".repeat(indent);
+    for (key, inner) in value.as_object().into_iter().flatten() {
+        let property = properties.get(key).cloned().unwrap_or_default();
+        let target = resolve(root, &property);
+        text.push_str(&format!("{pad}# {}\n", description(&property, &target)));
+        match inner {
+            Value::Object(map) if !map.is_empty() => {
+                text.push_str(&format!("{pad}{key}:\n"));
+                write(root, &property, inner, indent + 2, text);
+            }
+            Value::Array(list) if list.iter().any(Value::is_object) => {
+                text.push_str(&format!("{pad}{key}:\n"));
+                for element in list {
+                    text.push_str(&format!("{pad}  -\n"));
+                    write(root, target.get("items").unwrap_or(&Value::Null), element, indent + 4, text);
+                }
+            }
+            scalar => text.push_str(&format!("{pad}{key}: {scalar}\n")),
+        }
+    }
+}
