@@ -3,7 +3,17 @@
 mod suite {
     mod config;
     #[cfg(feature = "dev")]
+    mod bao;
+    #[cfg(feature = "dev")]
     mod contract;
     mod deploy;
     mod generated;
+    #[cfg(feature = "dev")]
+    mod pipe;
+    #[cfg(feature = "dev")]
+    mod session;
+    #[cfg(feature = "dev")]
+    mod stub;
+    #[cfg(feature = "dev")]
+    mod transit;
 }
