@@ -173,6 +173,23 @@ mod tests {
     }
 
     #[test]
+    fn strangers_and_their_groups_are_refused() {
+        use std::os::unix::fs::chown;
+        // Giving a file away takes root; without it, root's own files are what a service meets beside its own.
+        if !rustix::process::geteuid().is_root() {
+            assert!(read(Path::new("/proc/self/status"), Secrecy::Public, MAX_PEM).is_ok());
+            return;
+        }
+        const STRANGER: u32 = 61_234;
+        let (_dir, path) = file(0o640);
+        chown(&path, None, Some(STRANGER)).expect("given to a group");
+        assert!(matches!(read(&path, Secrecy::Private, 100), Err(FileError::Mode { what: "read", .. })));
+        assert!(read(&path, Secrecy::Public, 100).is_ok());
+        chown(&path, Some(STRANGER), None).expect("given away");
+        assert!(matches!(read(&path, Secrecy::Public, 100), Err(FileError::Owner { owner: STRANGER, .. })));
+    }
+
+    #[test]
     fn a_refusal_names_the_file_and_the_remedy_but_no_content() {
         let (_dir, path) = file(0o644);
         let text = read(&path, Secrecy::Private, 100).expect_err("refused").to_string();

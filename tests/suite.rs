@@ -1,9 +1,9 @@
 //! The integration tests: one binary, one file per subject under `suite/`.
 
 mod suite {
-    mod config;
     #[cfg(feature = "dev")]
     mod bao;
+    mod config;
     #[cfg(feature = "dev")]
     mod contract;
     mod deploy;

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use ::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
 use arc_swap::ArcSwapOption;
@@ -30,6 +31,8 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const TRUE: HeaderValue = HeaderValue::from_static("true");
 /// A pipeline asks a handful of paths at a handful of addresses; beyond this something makes paths up.
 const MAX_URLS: usize = 512;
+/// Failed handshakes lead to a look at the files no more often than this.
+const READ_APART: Duration = Duration::from_secs(1);
 
 /// What a pipe is built from.
 #[derive(Clone, Debug)]
@@ -51,21 +54,30 @@ pub struct Pipe(Arc<Inner>);
 struct Inner {
     options: PipeOptions,
     client: ArcSwapOption<reqwest::Client>,
-    /// What the client was built from; held while it is built, so that a burst builds one.
-    mark: Mutex<Option<Mark>>,
+    /// Held while a client is built, so that a burst builds one.
+    files: Mutex<Files>,
     urls: Mutex<Urls>,
 }
 
 /// By origin and path.
 type Urls = HashMap<(Arc<str>, Arc<str>), Url>;
 
+/// What is known of the files behind the client.
+#[derive(Default)]
+struct Files {
+    /// What the client was built from.
+    mark: Option<Mark>,
+    /// When they were last read.
+    read: Option<Instant>,
+}
+
 // === impl Pipe ===
 
 impl Pipe {
     /// A pipe without a client yet; nothing is read before the first exchange.
     pub fn new(options: PipeOptions) -> Self {
-        let (client, mark, urls) = (ArcSwapOption::empty(), Mutex::new(None), Mutex::new(HashMap::new()));
-        Self(Arc::new(Inner { options, client, mark, urls }))
+        let (client, files, urls) = (ArcSwapOption::empty(), Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { options, client, files, urls }))
     }
 
     /// Reads the files again and, when their content changed, starts over with a new client and new connections.
@@ -73,20 +85,35 @@ impl Pipe {
     /// # Errors
     /// When a file is missing or unusable; a client that was built before stays in use.
     pub fn reload(&self) -> Result<(), Error> {
-        let mut mark = self.0.mark.lock().unwrap_or_else(PoisonError::into_inner);
-        self.0.renew_client(&mut mark)
+        self.0.renew_client(&mut self.0.files())
     }
 
     fn client(&self) -> Result<Arc<reqwest::Client>, Error> {
         if let Some(client) = self.0.client.load_full() {
             return Ok(client);
         }
-        let mut mark = self.0.mark.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut files = self.0.files();
         // Whoever held the lock before may have built it.
         if self.0.client.load().is_none() {
-            self.0.renew_client(&mut mark)?;
+            self.0.renew_client(&mut files)?;
         }
         self.0.client.load_full().ok_or_else(|| Class::TrustUnavailable.into())
+    }
+
+    /// A handshake that failed may mean that a CA or a certificate was replaced: the files are read again, so that the
+    /// next exchange succeeds, and not only the next login.
+    fn broken(&self, error: Error) -> Error {
+        if error.class() != Class::Tls {
+            return error;
+        }
+        let mut files = self.0.files();
+        if files.read.is_some_and(|at| at.elapsed() < READ_APART) {
+            return error;
+        }
+        match self.0.renew_client(&mut files) {
+            Ok(()) => error,
+            Err(unusable) => Error::new(error.class(), format!("{}; {}", error.detail(), unusable.detail())),
+        }
     }
 }
 
@@ -104,7 +131,7 @@ impl Service<Exchange> for Pipe {
         Box::pin(async move {
             let client = pipe.client()?;
             let request = pipe.0.request(&client, &exchange)?;
-            let response = request.send().await.map_err(|error| failure::classify(&error))?;
+            let response = request.send().await.map_err(|error| pipe.broken(failure::classify(&error)))?;
             reply::read(response, exchange.endpoint).await
         })
     }
@@ -113,16 +140,21 @@ impl Service<Exchange> for Pipe {
 // === impl Inner ===
 
 impl Inner {
-    fn renew_client(&self, mark: &mut Option<Mark>) -> Result<(), Error> {
+    fn files(&self) -> MutexGuard<'_, Files> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn renew_client(&self, files: &mut Files) -> Result<(), Error> {
+        files.read = Some(Instant::now());
         let material = Material::read(&self.options)?;
         let fresh = material.mark;
-        if *mark == Some(fresh) {
+        if files.mark == Some(fresh) {
             return Ok(());
         }
         let roots = material.roots.len();
         let tls = trust::config(material, self.options.tls.server_name.as_deref())?;
         self.client.store(Some(Arc::new(client::build(tls, self.options.max_idle)?)));
-        *mark = Some(fresh);
+        files.mark = Some(fresh);
         let file = self.options.tls.ca_file.as_deref().map(|path| path.display().to_string());
         let from = file.as_deref().unwrap_or("system");
         tracing::info!(event = events::TRUST_LOADED, from, roots, "trust roots were loaded");

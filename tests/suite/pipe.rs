@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bao_kms_provider::dev::server::Fault;
 use bao_kms_provider::error::{Class, Error};
@@ -172,6 +172,30 @@ async fn a_reload_takes_over_what_changed_and_keeps_what_worked() {
     pipe.reload().unwrap();
     ask(&pipe, &after.origin, question()).await.ok().unwrap();
     assert_eq!(refusal(&pipe, &before.origin).await.class(), Class::Tls, "no connection outlives its trust");
+}
+
+#[tokio::test]
+async fn a_replaced_ca_file_is_noticed_when_the_old_one_fails() {
+    let (old, new, files) = (Authority::new(), Authority::new(), Files::new());
+    let stub = Stub::start(&new, "127.0.0.1", YEARS, ok(b"{}")).await;
+    let pipe = files.pipe(&old.pem(), None);
+    assert_eq!(refusal(&pipe, &stub.origin).await.class(), Class::Tls);
+    files.write("ca.pem", "nonsense");
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let error = refusal(&pipe, &stub.origin).await;
+        assert_eq!(error.class(), Class::Tls);
+        if error.detail().contains("ca.pem") {
+            break;
+        }
+        assert!(Instant::now() < until, "the file that is no good any more is never told: {error}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    files.write("ca.pem", &new.pem());
+    while let Err(error) = ask(&pipe, &stub.origin, question()).await {
+        assert!(Instant::now() < until, "never noticed: {error}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 #[tokio::test]
