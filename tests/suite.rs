@@ -11,9 +11,13 @@ mod suite {
     #[cfg(feature = "dev")]
     mod pipe;
     #[cfg(feature = "dev")]
+    mod serve;
+    #[cfg(feature = "dev")]
     mod session;
     #[cfg(feature = "dev")]
     mod stub;
+    #[cfg(feature = "dev")]
+    mod support;
     #[cfg(feature = "dev")]
     mod transit;
 }
