@@ -128,7 +128,7 @@ mod tests {
         let places =
             Places::of("configVersion: v1\npipelines:\n  - socket: { path: /a, mode: \"0660\" }\n    name: x\n");
         assert_eq!(places.at("/configVersion"), Some((1, 1)));
-        assert_eq!(places.at("/pipelines/x/socket/mode"), Some((3, 26)));
+        assert_eq!(places.at("/pipelines/x/socket/mode"), Some((3, 25)));
         assert_eq!(places.nearest("/pipelines/x/socket/none/below"), Some(((3, 5), false)));
         assert!(!places.has("/admin"));
     }

@@ -31,7 +31,9 @@ async fn a_seed_goes_round_and_a_rotation_is_announced() {
     assert_eq!(open().await.expect("Decrypt"), vec![7; 32]);
 
     assert!(stage.bao().call("POST", &format!("{KEY}/rotate"), &json!({})).await.expect("asked").is_ok());
-    let second = status_until(&client, "of another key_id", |status| status.key_id != first.key_id && status.healthz == "ok").await;
+    let second =
+        status_until(&client, "of another key_id", |status| status.key_id != first.key_id && status.healthz == "ok")
+            .await;
     let fresh = client.encrypt(vec![8; 32], "u3").await.expect("Encrypt");
     assert_eq!(fresh.key_id, second.key_id);
     assert!(fresh.ciphertext.starts_with(b"vault:v2:"));
@@ -47,7 +49,10 @@ async fn a_seed_goes_round_and_a_rotation_is_announced() {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
-    assert!(refused.to_string().contains("version_too_old") && refused.to_string().contains("key version 1"), "{refused}");
+    assert!(
+        refused.to_string().contains("version_too_old") && refused.to_string().contains("key version 1"),
+        "{refused}"
+    );
     assert_eq!(code(&refused), tonic::Code::FailedPrecondition);
     let (exit, log) = program.stop();
     assert_eq!(exit, Some(0), "{log}");
@@ -73,7 +78,10 @@ async fn a_tampered_object_never_reaches_openbao() {
     assert!(client.decrypt(sealed.ciphertext.to_vec(), "u", &other, sealed.annotations.clone()).await.is_err());
     let v9 = [b"vault:v9:", &sealed.ciphertext[9..]].concat();
     assert!(client.decrypt(v9, "u", &sealed.key_id, sealed.annotations.clone()).await.is_err());
-    for empty in [client.encrypt(vec![], "u").await.map(|_| ()), client.decrypt(vec![], "u", &other, sealed.annotations.clone()).await.map(|_| ())] {
+    for empty in [
+        client.encrypt(vec![], "u").await.map(|_| ()),
+        client.decrypt(vec![], "u", &other, sealed.annotations.clone()).await.map(|_| ()),
+    ] {
         assert_eq!(code(&empty.expect_err("refused")), tonic::Code::InvalidArgument);
     }
     assert_eq!(stage.server.calls().of("transit/decrypt"), before);
@@ -119,12 +127,18 @@ async fn trouble_with_the_key_shows_at_once_and_heals() {
     status_until(&client, "ok", |status| status.healthz == "ok").await;
     let bao = stage.bao();
     assert!(bao.call("DELETE", &format!("{KEY}/soft-delete"), &Value::Null).await.expect("asked").is_ok());
-    status_until(&client, "key_soft_deleted", |status| status.healthz == "key_soft_deleted" && status.key_id.is_empty()).await;
+    status_until(&client, "key_soft_deleted", |status| {
+        status.healthz == "key_soft_deleted" && status.key_id.is_empty()
+    })
+    .await;
     assert!(bao.call("POST", &format!("{KEY}/soft-delete-restore"), &json!({})).await.expect("asked").is_ok());
     status_until(&client, "ok", |status| status.healthz == "ok").await;
 
     let policy = stage.setup.policy_text();
-    let put = |text: String| { let bao = stage.bao(); async move { bao.call("POST", "sys/policies/acl/kms", &json!({ "policy": text })).await.expect("asked") } };
+    let put = |text: String| {
+        let bao = stage.bao();
+        async move { bao.call("POST", "sys/policies/acl/kms", &json!({ "policy": text })).await.expect("asked") }
+    };
     assert!(put("path \"x\" { capabilities = [\"read\"] }".into()).await.is_ok());
     status_until(&client, "token_rejected", |status| status.healthz == "token_rejected").await;
     assert!(put(policy).await.is_ok());
@@ -198,7 +212,9 @@ async fn a_start_up_storm_asks_openbao_a_few_times() {
     let callers: Vec<_> = (0..1_000)
         .map(|at| {
             let (client, seed) = (client.clone().with_timeout(Duration::from_secs(20)), seeds[at % 20].clone());
-            tokio::spawn(async move { client.decrypt(seed.ciphertext.to_vec(), "u", &seed.key_id, seed.annotations).await })
+            tokio::spawn(
+                async move { client.decrypt(seed.ciphertext.to_vec(), "u", &seed.key_id, seed.annotations).await },
+            )
         })
         .collect();
     for (at, caller) in callers.into_iter().enumerate() {
@@ -285,10 +301,9 @@ async fn a_second_address_takes_over() {
     let stage = Stage::set().await;
     let options = Options { state: Some(stage.server.state().clone()), ..Options::default() };
     let other = Server::start(options).await.expect("a second node");
-    let config = stage.config("").replace(
-        &format!("\"{}\"", stage.server.url()),
-        &format!("\"{}\", \"{}\"", stage.server.url(), other.url()),
-    );
+    let config = stage
+        .config("")
+        .replace(&format!("\"{}\"", stage.server.url()), &format!("\"{}\", \"{}\"", stage.server.url(), other.url()));
     let _program = stage.serve(&config);
     let client = stage.client().await;
     status_until(&client, "ok", |status| status.healthz == "ok").await;
