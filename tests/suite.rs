@@ -7,13 +7,16 @@ mod suite {
     #[cfg(feature = "dev")]
     mod contract;
     mod deploy;
+    mod door;
     mod generated;
     #[cfg(feature = "dev")]
     mod pipe;
+    mod puppet;
     #[cfg(feature = "dev")]
     mod serve;
     #[cfg(feature = "dev")]
     mod session;
+    mod socket;
     #[cfg(feature = "dev")]
     mod stub;
     #[cfg(feature = "dev")]

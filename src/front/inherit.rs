@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::Source;
@@ -18,8 +19,13 @@ impl Inherited {
         Self::default()
     }
 
-    /// Those of `LISTEN_FDS`, `LISTEN_FDNAMES` and `LISTEN_PID`. To be called once in a process: descriptors are owned.
+    /// Those of `LISTEN_FDS`, `LISTEN_FDNAMES` and `LISTEN_PID`, the first time; none from then on, because each has
+    /// one owner.
     pub fn from_environment() -> Self {
+        static TAKEN: AtomicBool = AtomicBool::new(false);
+        if TAKEN.swap(true, Ordering::SeqCst) {
+            return Self::none();
+        }
         let named = match sd_notify::listen_fds_with_names() {
             Ok(named) => named.map(|(fd, name)| (name, own(fd))).collect(),
             Err(error) => {
@@ -41,6 +47,6 @@ impl Inherited {
 #[allow(unsafe_code)]
 fn own(fd: RawFd) -> OwnedFd {
     // SAFETY: LISTEN_PID named this process, so the descriptors from 3 on were passed to it and to nobody else, and
-    // `from_environment` is called once.
+    // `from_environment` gets here once in a process.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }

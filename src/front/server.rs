@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -71,7 +72,9 @@ pub async fn serve(socket: Socket, door: Door, shutdown: impl Future<Output = ()
     let (accepted, incoming) = mpsc::channel(1);
     let gate =
         Gate { pipeline: pipeline.clone(), metrics: metrics.clone(), allow_peers, open: Arc::default(), told: None };
-    let accepting = tokio::spawn(gate.accept(listener, accepted));
+    // Ends with this future: a door that nobody serves any more must not take connections.
+    let mut accepting = JoinSet::new();
+    accepting.spawn(gate.accept(listener, accepted));
     let service = KeyManagementServiceServer::new(Kms { pipeline: pipeline.clone(), key, kms, metrics })
         .max_decoding_message_size(MAX_MESSAGE);
     let streams = u32::try_from(max_calls.saturating_add(SPARE_STREAMS)).unwrap_or(u32::MAX);
@@ -83,7 +86,7 @@ pub async fn serve(socket: Socket, door: Door, shutdown: impl Future<Output = ()
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming).map(Ok::<_, io::Error>), async {
             shutdown.await;
             // From here on a connection attempt meets a closed door at once instead of waiting in the backlog.
-            accepting.abort();
+            accepting.abort_all();
         })
         .await;
     if let Err(error) = served {

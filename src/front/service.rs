@@ -12,7 +12,7 @@ use secrecy::ExposeSecret;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Request as Message, Response as Answer, Status};
-use tower::Service;
+use tower::ServiceExt;
 
 use super::status_code::status;
 use super::v2::key_management_service_server::KeyManagementService;
@@ -49,11 +49,7 @@ impl Kms {
     }
 
     async fn guarded(&self, request: Request) -> Result<Response, Error> {
-        let mut kms = self.kms.clone();
-        let caught = match catch_unwind(AssertUnwindSafe(|| kms.call(request))) {
-            Ok(future) => CatchPanic(future).await,
-            Err(_) => Err(Panicked),
-        };
+        let caught = CatchPanic(self.kms.clone().oneshot(request)).await;
         caught.unwrap_or_else(|Panicked| {
             self.metrics.panicked();
             tracing::error!(event = events::PANIC, pipeline = &*self.pipeline, "a call panicked; please report this");

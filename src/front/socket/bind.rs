@@ -4,10 +4,10 @@
 use std::fs::{File, Metadata};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Gid, OFlags};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::{Socket, SocketError, directory, group};
@@ -39,11 +39,21 @@ pub(super) fn lock(path: &Path) -> Result<File, SocketError> {
         .truncate(false)
         .mode(0o600)
         .custom_flags(i32::try_from(flags.bits()).unwrap_or(0))
-        .open(&lock_path)
-        .map_err(|source| SocketError::Io { path: lock_path, step: "cannot open the lock file", source })?;
+        .open(&lock_path);
+    let file = match file {
+        Ok(file) if file.metadata().is_ok_and(|meta| meta.is_file()) => file,
+        Ok(_) => return Err(SocketError::Occupied { path: lock_path, what: "something that is no regular file" }),
+        Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+            return Err(SocketError::Occupied { path: lock_path, what: "a symlink" });
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => {
+            return Err(SocketError::Occupied { path: lock_path, what: "a directory" });
+        }
+        Err(source) => return Err(SocketError::Io { path: lock_path, step: "cannot open the lock file", source }),
+    };
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(SocketError::Locked { path: path.to_owned() }),
+        Err(Errno::WOULDBLOCK) => Err(SocketError::Locked { path: path.to_owned() }),
         Err(error) => {
             Err(SocketError::Io { path: path.to_owned(), step: "cannot lock the lock file", source: error.into() })
         }
@@ -70,32 +80,38 @@ fn examine(path: &Path) -> Result<Option<Metadata>, SocketError> {
     } else if !kind.is_socket() {
         return occupied("something that is no socket");
     }
-    match UnixStream::connect(path) {
-        Ok(_) => Err(SocketError::Alive { path: path.to_owned() }),
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(Some(meta)),
-        Err(source) => {
-            Err(SocketError::Io { path: path.to_owned(), step: "cannot tell whether the old socket is dead", source })
-        }
+    match knock(path) {
+        // A listener whose backlog is full is alive, however little it does.
+        Ok(()) | Err(Errno::WOULDBLOCK) => Err(SocketError::Alive { path: path.to_owned() }),
+        Err(Errno::CONNREFUSED) => Ok(Some(meta)),
+        Err(error) => Err(SocketError::Unclear { path: path.to_owned(), source: error.into() }),
     }
+}
+
+/// Connects without waiting: a listener that accepts nothing must not hold up whoever asks.
+fn knock(path: &Path) -> rustix::io::Result<()> {
+    rustix::net::connect(&stream()?, &SocketAddrUnix::new(path)?)
+}
+
+fn stream() -> rustix::io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
 }
 
 fn listen(config: &Config, group: Option<u32>, known: Option<&Metadata>) -> Result<OwnedFd, SocketError> {
     let path = &config.path;
-    let fresh = path.with_file_name(format!(".{}.{}", name_of(path), std::process::id()));
-    let io = |step| move |error: rustix::io::Errno| SocketError::Io { path: path.clone(), step, source: error.into() };
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )
-    .map_err(io("cannot make a socket"))?;
+    // The lock makes the name ours: nobody else binds for this path, and what is there was left behind.
+    let fresh = path.with_file_name(format!(".{}.new", name_of(path)));
+    let io = |step| move |error: Errno| SocketError::Io { path: path.clone(), step, source: error.into() };
+    let socket = stream().map_err(io("cannot make a socket"))?;
     // Linux gives the file the mode of the socket's own inode, less the umask; both are set again below, before anybody
     // could connect: nobody knows the temporary name, and nothing listens yet.
     rustix::fs::fchmod(&socket, config.mode.bits().into()).map_err(io("cannot set the mode"))?;
     let address = SocketAddrUnix::new(&fresh).map_err(io("the path is too long for a socket"))?;
-    // A name left behind by a process of the same number that was killed between bind and rename.
-    let _ = std::fs::remove_file(&fresh);
+    if examine(&fresh)?.is_some() {
+        // From a process that was killed between bind and rename.
+        rustix::fs::unlink(&fresh).map_err(io("cannot remove a temporary socket that was left behind"))?;
+    }
     rustix::net::bind(&socket, &address).map_err(io("cannot bind"))?;
     let placed = place(config, group, known, &fresh, &socket);
     if placed.is_err() {
@@ -113,7 +129,7 @@ fn place(
     socket: &OwnedFd,
 ) -> Result<(), SocketError> {
     let path = &config.path;
-    let io = |step| move |error: rustix::io::Errno| SocketError::Io { path: path.clone(), step, source: error.into() };
+    let io = |step| move |error: Errno| SocketError::Io { path: path.clone(), step, source: error.into() };
     if let Some(group) = group {
         rustix::fs::chownat(CWD, fresh, None, Some(Gid::from_raw(group)), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(io("cannot give the socket to its group; this service must be a member of it"))?;

@@ -8,12 +8,17 @@ use super::SocketError;
 
 const NEW_DIRECTORY: u32 = 0o750;
 const STICKY: u32 = 0o1000;
+/// An address holds 108 bytes; the temporary name needs five more than the path.
+const MAX_PATH: usize = 100;
 
 /// Makes the last component when it is missing and wanted, and judges the whole chain.
 pub(super) fn prepare(socket: &Path, create: bool) -> Result<PathBuf, SocketError> {
     let refuse = |what: &str| Err(SocketError::Unsafe { path: socket.to_owned(), what: what.to_owned() });
     if !socket.is_absolute() || socket.components().any(|part| matches!(part, std::path::Component::ParentDir)) {
         return refuse("socket.path must be absolute and without `..`");
+    }
+    if socket.as_os_str().len() > MAX_PATH {
+        return refuse("socket.path is longer than 100 bytes; the system takes little more");
     }
     let Some(parent) = socket.parent().filter(|_| socket.file_name().is_some()) else {
         return refuse("socket.path names no file");

@@ -5,10 +5,11 @@ use super::SocketError;
 
 /// The number of a group.
 pub(super) fn resolve(name: &str) -> Result<u32, SocketError> {
-    if let Ok(number) = name.parse() {
-        return Ok(number);
-    }
     let missing = || SocketError::NoGroup { name: name.to_owned() };
+    if let Ok(number) = name.parse() {
+        // To the system the highest number is the word for "leave it as it is".
+        return if number == u32::MAX { Err(missing()) } else { Ok(number) };
+    }
     let table = std::fs::read_to_string("/etc/group").map_err(|_| missing())?;
     find(&table, name).ok_or_else(missing)
 }
@@ -32,6 +33,7 @@ mod tests {
         assert_eq!(find(table, "kms"), Some(4711));
         assert_eq!(find(table, "km"), None);
         assert!(matches!(resolve("1234"), Ok(1234)));
+        assert!(matches!(resolve("4294967295"), Err(SocketError::NoGroup { .. })));
         assert!(matches!(resolve("no such group"), Err(SocketError::NoGroup { .. })));
     }
 }

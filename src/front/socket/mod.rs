@@ -54,12 +54,20 @@ pub enum SocketError {
         path: PathBuf,
     },
     /// Something else is at the path.
-    #[error("{path}: there is {what} in the socket's place")]
+    #[error("{path}: there is {what} in its place")]
     Occupied {
         /// The socket's path.
         path: PathBuf,
         /// What is there.
         what: &'static str,
+    },
+    /// There is a socket of which nobody can say whether it is served.
+    #[error("{path}: cannot tell whether the socket that is there is dead: {source}")]
+    Unclear {
+        /// The socket's path.
+        path: PathBuf,
+        /// What a connection attempt met.
+        source: std::io::Error,
     },
     /// A directory above it could be changed by others.
     #[error("{path}: {what}")]
@@ -100,7 +108,11 @@ impl SocketError {
     pub fn help(&self) -> &'static str {
         match self {
             Self::Locked { .. } => "stop the other instance, or give this pipeline another socket.path",
-            Self::Alive { .. } => "find the process with `ss -xlp`, stop it, or choose another socket.path",
+            Self::Alive { .. } => {
+                "find the process with `ss -xlp` and stop it, or choose another socket.path; if it is the service \
+                 manager, let FileDescriptorName= of the socket unit be the pipeline's name"
+            }
+            Self::Unclear { .. } => "find out with `ss -xlp` whether a process holds it, and remove it if none does",
             Self::Occupied { .. } => "look what it is and remove it if nobody needs it; this program never does",
             Self::Unsafe { .. } => "let root or this service own the directory and nobody else write to it",
             Self::NoGroup { .. } => "create the group (deploy/systemd has a sysusers file) or correct socket.group",
