@@ -1,0 +1,99 @@
+//! Encrypt and Decrypt through our socket against a real Transit: explicit versions, associated data that binds, and what
+//! a raised minimum means.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::Method;
+use serde_json::json;
+
+use crate::support::issuer::Issuer;
+use crate::support::openbao::{KEY, OpenBao};
+use crate::support::provider::{Login, Setup};
+use crate::support::wait::{LONG, until};
+
+const SEED: &[u8] = b"0123456789abcdef0123456789abcdef";
+
+#[tokio::test]
+async fn each_version_opens_what_it_wrote_until_the_minimum_passes_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let bao = OpenBao::dev(folder.path()).await;
+    let issuer = Issuer::new();
+    bao.provision(&issuer).await;
+    let provider = Setup::new(folder.path(), &bao, Login::Jwt { token: issuer.token(3600) }).start();
+    let first_id = provider.status("ok").await;
+    let mut client = provider.connect().await;
+
+    let first = client.encrypt(SEED.to_vec(), "one").await.expect("Encrypt");
+    assert_eq!(first.key_id, first_id);
+    assert!(first.ciphertext.starts_with(b"vault:v1:"));
+    assert_eq!(first.ciphertext.len(), 89, "what kube-apiserver stores for a 32-byte seed");
+
+    // The associated data binds: Transit itself refuses the text without it.
+    let bare = json!({ "ciphertext": String::from_utf8(first.ciphertext.clone()).expect("text") });
+    let (status, _) = bao.call(Method::POST, &format!("transit/decrypt/{KEY}"), Some(bare)).await.expect("an answer");
+    assert_eq!(status, 400);
+
+    bao.write(&format!("transit/keys/{KEY}/rotate"), json!({})).await;
+    let second_id = until("the new version", LONG, async || {
+        let status = client.status().await.map_err(|error| format!("{error:?}"))?;
+        if status.key_id == first_id { Err("the old one".to_owned()) } else { Ok(status.key_id) }
+    })
+    .await;
+    let second = client.encrypt(SEED.to_vec(), "two").await.expect("Encrypt");
+    assert_eq!(second.key_id, second_id);
+    assert!(second.ciphertext.starts_with(b"vault:v2:"));
+
+    for (name, reply) in [("three", &first), ("four", &second)] {
+        let opened = client.decrypt(reply.ciphertext.clone(), name, &reply.key_id, reply.annotations.clone()).await;
+        assert_eq!(opened.expect("Decrypt"), SEED);
+    }
+    // The annotations of one version do not open the text of another.
+    let crossed = client.decrypt(first.ciphertext.clone(), "five", &second.key_id, second.annotations.clone()).await;
+    assert!(format!("{:?}", crossed.expect_err("crossed")).contains("annotations_invalid: "), "refused before OpenBao is asked");
+
+    bao.write(&format!("transit/keys/{KEY}/config"), json!({ "min_decryption_version": 2 })).await;
+    until("the minimum to be noticed", LONG, async || {
+        let old = client.decrypt(first.ciphertext.clone(), "six", &first.key_id, first.annotations.clone()).await;
+        match old {
+            Ok(_) => Err("it still opens".to_owned()),
+            Err(error) if format!("{error:?}").contains("version_too_old") => Ok(()),
+            Err(error) => Err(format!("{error:?}")),
+        }
+    })
+    .await;
+    let kept = client.decrypt(second.ciphertext.clone(), "seven", &second.key_id, second.annotations.clone()).await;
+    assert_eq!(kept.expect("Decrypt"), SEED);
+}
+
+#[tokio::test]
+async fn the_program_never_says_a_secret_and_asks_only_for_what_its_policy_gives() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let bao = OpenBao::dev(folder.path()).await;
+    let issuer = Issuer::new();
+    bao.provision(&issuer).await;
+    let token = issuer.token(3600);
+    let mut setup = Setup::new(folder.path(), &bao, Login::Jwt { token: token.clone() });
+    setup.config["telemetry"] = json!({ "logs": { "level": "trace" } });
+    let provider = setup.start();
+    provider.status("ok").await;
+    let mut client = provider.connect().await;
+    let reply = client.encrypt(SEED.to_vec(), "one").await.expect("Encrypt");
+    let opened = client.decrypt(reply.ciphertext.clone(), "two", &reply.key_id, reply.annotations.clone()).await;
+    assert_eq!(opened.expect("Decrypt"), SEED);
+
+    let log = provider.log();
+    let ciphertext = String::from_utf8(reply.ciphertext).expect("text");
+    for secret in [&token, &STANDARD.encode(SEED), "0123456789abcdef", &ciphertext, "s."] {
+        // OpenBao's tokens start with `s.`; the shortest one has 24 characters behind it.
+        let found = if secret == "s." { holds_token(&log) } else { log.contains(secret) };
+        assert!(!found, "the log holds a secret");
+    }
+    assert!(!log.contains("token_rejected"), "the least policy is enough");
+}
+
+fn holds_token(log: &str) -> bool {
+    log.match_indices("s.").any(|(at, _)| {
+        log[at + 2..].bytes().take(24).filter(u8::is_ascii_alphanumeric).count() == 24
+            && !log[..at].ends_with(|c: char| c.is_ascii_alphanumeric())
+    })
+}

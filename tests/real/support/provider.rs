@@ -1,0 +1,163 @@
+//! Our program as an operator runs it: the binary, a config file, a socket, the admin listener.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use bao_kms_provider::front::client::Client;
+use serde_json::{Value, json};
+
+use super::apiserver::PROVIDER;
+use super::openbao::{KEY, OpenBao, ROLE};
+use super::pki::{Identity, private};
+use super::process::Process;
+use super::wait::{LONG, until};
+use super::{client, free_port};
+
+/// The binary under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_bao-kms-provider");
+
+/// How the program logs in.
+pub enum Login {
+    Jwt { token: String },
+    Cert(Identity),
+}
+
+/// What a test may change before the program starts; the file is YAML because JSON is.
+pub struct Setup {
+    pub config: Value,
+    pub folder: PathBuf,
+    pub jwt: PathBuf,
+    pub ca: PathBuf,
+    pub socket: PathBuf,
+    admin: String,
+}
+
+/// The running program.
+pub struct Provider {
+    process: Option<Process>,
+    http: reqwest::Client,
+    pub setup: Setup,
+}
+
+impl Setup {
+    /// One pipeline against this OpenBao, with delays short enough for a test.
+    pub fn new(folder: &Path, bao: &OpenBao, login: Login) -> Self {
+        let folder = folder.join("provider");
+        std::fs::create_dir_all(folder.join("run")).expect("a folder");
+        std::fs::set_permissions(folder.join("run"), std::fs::Permissions::from_mode(0o750)).expect("ours");
+        let (jwt, ca) = (folder.join("identity.jwt"), folder.join("ca.pem"));
+        std::fs::copy(&bao.ca, &ca).expect("OpenBao's CA");
+        let auth = match login {
+            Login::Jwt { token } => {
+                private(&jwt, &token);
+                json!({ "jwt": { "mount": "jwt", "role": ROLE, "file": jwt } })
+            }
+            Login::Cert(identity) => {
+                json!({ "cert": { "mount": "cert", "role": ROLE, "certFile": identity.cert, "keyFile": identity.key } })
+            }
+        };
+        let socket = folder.join("run/kms.sock");
+        let admin = format!("127.0.0.1:{}", free_port());
+        let config = json!({
+            "configVersion": "v1",
+            "pipelines": [{
+                "name": "workload-a",
+                "socket": { "path": socket, "mode": "0600" },
+                "identity": {
+                    "providerName": PROVIDER, "clusterId": "workload-a", "openbaoId": "bao-test",
+                    "transitMountId": "transit-test", "keyLineageId": "lineage-1",
+                },
+                "auth": auth,
+                "backend": { "transit": {
+                    "endpoints": [bao.url], "mount": "transit", "key": KEY, "tls": { "caFile": ca },
+                }},
+                "rotation": { "activationDelay": "2s", "metadataInterval": "1s" },
+                "health": { "tolerance": "1s" },
+            }],
+            "admin": { "listen": admin },
+        });
+        Self { config, folder, jwt, ca, socket, admin }
+    }
+
+    /// The only pipeline of the file.
+    pub fn pipeline(&mut self) -> &mut Value {
+        &mut self.config["pipelines"][0]
+    }
+
+    /// Starts the program; does not wait for anything.
+    pub fn start(self) -> Provider {
+        self.start_below(Command::new(PROGRAM), &["serve"])
+    }
+
+    /// Starts it as `command` with these arguments before `--config`, such as by a service manager.
+    pub fn start_below(self, command: Command, arguments: &[&str]) -> Provider {
+        let mut provider = Provider { process: None, http: client(None), setup: self };
+        provider.spawn(command, arguments);
+        provider
+    }
+}
+
+impl Provider {
+    /// Writes the file and starts the binary again.
+    pub fn start(&mut self) {
+        self.spawn(Command::new(PROGRAM), &["serve"]);
+    }
+
+    fn spawn(&mut self, mut command: Command, arguments: &[&str]) {
+        let file = self.setup.folder.join("config.yaml");
+        std::fs::write(&file, self.setup.config.to_string()).expect("a file");
+        command.args(arguments).arg("--config").arg(&file);
+        self.process = Some(Process::start("bao-kms-provider", &self.setup.folder, &mut command));
+    }
+
+    /// Ends it as a service manager does.
+    pub fn stop(&mut self) -> ExitStatus {
+        self.process.take().expect("it runs").stop()
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.process.as_ref().expect("it runs").log()
+    }
+
+    /// Its process id, to show that nobody restarted it.
+    pub fn id(&self) -> u32 {
+        self.process.as_ref().expect("it runs").id()
+    }
+
+    /// A KMS client on its socket.
+    pub async fn connect(&self) -> Client {
+        until("the socket", LONG, async || Client::connect(&self.setup.socket).await.map_err(|error| format!("{error:?}"))).await
+    }
+
+    /// Waits until Status says `healthz`; gives the key_id beside it.
+    pub async fn status(&self, healthz: &str) -> String {
+        let mut client = self.connect().await;
+        until(&format!("Status to say {healthz}"), LONG, async || {
+            let status = client.status().await.map_err(|error| format!("{error:?}"))?;
+            assert_eq!(status.version, "v2");
+            if status.healthz == healthz { Ok(status.key_id) } else { Err(format!("{status:?}")) }
+        })
+        .await
+    }
+
+    /// Waits until `/readyz` has this status and names `class` as the pipeline's reason; gives the whole answer.
+    pub async fn readyz(&self, wanted: u16, class: &str) -> Value {
+        until(&format!("/readyz to say {class}"), LONG, async || {
+            let (status, text) = self.admin("/readyz").await?;
+            let body: Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
+            if status == wanted && text.contains(&format!("\"{class}\"")) { Ok(body) } else { Err(format!("{status}: {text}")) }
+        })
+        .await
+    }
+
+    /// One call of the admin listener: status and text.
+    pub async fn admin(&self, path: &str) -> Result<(u16, String), String> {
+        let url = format!("http://{}{path}", self.setup.admin);
+        let reply = self.http.get(url).timeout(Duration::from_secs(5)).send().await.map_err(|error| error.to_string())?;
+        let status = reply.status().as_u16();
+        Ok((status, reply.text().await.map_err(|error| error.to_string())?))
+    }
+}

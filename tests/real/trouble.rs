@@ -1,0 +1,134 @@
+//! What an operator can get wrong, and what OpenBao can do: each has its class in Status and at `/readyz`, and each heals
+//! without a restart of the program once its cause is gone.
+
+use serde_json::json;
+
+use crate::support::issuer::Issuer;
+use crate::support::openbao::{KEY, OpenBao, ROLE};
+use crate::support::pki::{Authority, private};
+use crate::support::provider::{Login, Provider, Setup};
+
+/// A provisioned OpenBao with a program that meets it.
+struct Scene {
+    _folder: tempfile::TempDir,
+    bao: OpenBao,
+    issuer: Issuer,
+    setup: Setup,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let bao = OpenBao::dev(folder.path()).await;
+        let issuer = Issuer::new();
+        bao.provision(&issuer).await;
+        let setup = Setup::new(folder.path(), &bao, Login::Jwt { token: issuer.token(3600) });
+        Self { _folder: folder, bao, issuer, setup }
+    }
+}
+
+/// Status and `/readyz` say the class; Status has no key_id beside it, so that nothing is written.
+async fn shows(provider: &Provider, class: &str) {
+    assert_eq!(provider.status(class).await, "");
+    provider.readyz(503, class).await;
+    let (status, text) = provider.admin("/livez").await.expect("an answer");
+    assert_eq!(status, 200, "alive whatever OpenBao does: {text}");
+}
+
+async fn heals(provider: &Provider, id: u32) {
+    assert!(provider.status("ok").await.starts_with("obk2."));
+    provider.readyz(200, "ok").await;
+    assert_eq!(provider.id(), id, "nobody restarted it");
+    let mut client = provider.connect().await;
+    client.encrypt(vec![7; 32], "after").await.expect("Encrypt works again");
+}
+
+#[tokio::test]
+async fn a_wrong_ca_is_tls_until_the_file_is_right() {
+    let scene = Scene::new().await;
+    std::fs::write(&scene.setup.ca, Authority::new("someone else").pem()).expect("a file");
+    let provider = scene.setup.start();
+    let id = provider.id();
+    shows(&provider, "tls").await;
+    std::fs::copy(&scene.bao.ca, &provider.setup.ca).expect("the right CA");
+    heals(&provider, id).await;
+}
+
+#[tokio::test]
+async fn a_wrong_role_is_login_refused_until_it_is_there() {
+    let mut scene = Scene::new().await;
+    scene.setup.pipeline()["auth"]["jwt"]["role"] = json!("another");
+    let provider = scene.setup.start();
+    let id = provider.id();
+    shows(&provider, "login_refused").await;
+    let role = scene.bao.read(&format!("auth/jwt/role/{ROLE}")).await;
+    scene.bao.write("auth/jwt/role/another", role).await;
+    heals(&provider, id).await;
+}
+
+#[tokio::test]
+async fn an_expired_jwt_is_login_refused_until_the_file_is_renewed() {
+    let scene = Scene::new().await;
+    private(&scene.setup.jwt, &scene.issuer.token(-600));
+    let provider = scene.setup.start();
+    let id = provider.id();
+    shows(&provider, "login_refused").await;
+    private(&provider.setup.jwt, &scene.issuer.token(3600));
+    heals(&provider, id).await;
+}
+
+#[tokio::test]
+async fn a_missing_jwt_is_credential_unavailable_until_it_is_there() {
+    let scene = Scene::new().await;
+    std::fs::remove_file(&scene.setup.jwt).expect("it was there");
+    let provider = scene.setup.start();
+    let id = provider.id();
+    shows(&provider, "credential_unavailable").await;
+    private(&provider.setup.jwt, &scene.issuer.token(3600));
+    heals(&provider, id).await;
+}
+
+#[tokio::test]
+async fn a_missing_key_is_key_missing_at_once_and_until_it_is_there() {
+    let scene = Scene::new().await;
+    let provider = scene.setup.start();
+    let id = provider.id();
+    provider.status("ok").await;
+    scene.bao.delete_key(KEY).await;
+    shows(&provider, "key_missing").await;
+    scene.bao.write(&format!("transit/keys/{KEY}"), json!({ "type": "aes256-gcm96" })).await;
+    heals(&provider, id).await;
+}
+
+#[tokio::test]
+async fn a_policy_that_is_taken_away_is_token_rejected_until_it_is_back() {
+    let scene = Scene::new().await;
+    let provider = scene.setup.start();
+    let id = provider.id();
+    provider.status("ok").await;
+    let nothing = json!({ "policy": "path \"none\" { capabilities = [\"read\"] }" });
+    scene.bao.write(&format!("sys/policies/acl/{ROLE}"), nothing).await;
+    shows(&provider, "token_rejected").await;
+    let policy = crate::support::openbao::policy(KEY);
+    scene.bao.write(&format!("sys/policies/acl/{ROLE}"), json!({ "policy": policy })).await;
+    heals(&provider, id).await;
+}
+
+#[tokio::test]
+async fn a_sealed_server_is_sealed_and_a_stopped_one_unreachable_until_it_serves() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut bao = OpenBao::durable(folder.path()).await;
+    let issuer = Issuer::new();
+    bao.provision(&issuer).await;
+    let provider = Setup::new(folder.path(), &bao, Login::Jwt { token: issuer.token(3600) }).start();
+    let id = provider.id();
+    let key_id = provider.status("ok").await;
+    bao.write("sys/seal", json!({})).await;
+    shows(&provider, "sealed").await;
+    bao.stop();
+    shows(&provider, "unreachable").await;
+    // The static seal opens it by itself.
+    bao.start().await;
+    heals(&provider, id).await;
+    assert_eq!(provider.status("ok").await, key_id, "the same key has the same key_id");
+}
