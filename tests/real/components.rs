@@ -2,17 +2,16 @@
 
 use crate::support::apiserver::ApiServer;
 use crate::support::etcd::Etcd;
-use crate::support::issuer::Issuer;
-use crate::support::openbao::{KEY, OpenBao};
+use crate::support::openbao::OpenBao;
 
 #[tokio::test]
 async fn openbao_keeps_its_keys_over_a_restart() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut bao = OpenBao::durable(folder.path()).await;
-    bao.provision(&Issuer::new()).await;
+    bao.provision().await;
     bao.stop();
     bao.start().await;
-    assert_eq!(bao.read(&format!("transit/keys/{KEY}")).await["latest_version"], 1);
+    assert_eq!(bao.read(&bao.key("")).await["latest_version"], 1);
 }
 
 #[tokio::test]

@@ -108,7 +108,8 @@ async fn the_page_leads_from_a_fresh_openbao_to_encrypted_secrets_and_back() {
     for (name, body) in STAND_INS {
         executable(&stage.join("stand-ins").join(name), &format!("#!/bin/bash\nset -eu\n{body}\n"));
     }
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_bao-kms-provider"), stage.join("checkout/bao-kms-provider")).expect("a link");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_bao-kms-provider"), stage.join("checkout/bao-kms-provider"))
+        .expect("a link");
     std::os::unix::fs::symlink(checkout.join("deploy"), stage.join("checkout/deploy")).expect("a link");
 
     // A cluster as it is before: two API servers that store in clear, and one Secret.
@@ -170,7 +171,8 @@ async fn the_page_leads_from_a_fresh_openbao_to_encrypted_secrets_and_back() {
     }
     assert!(executed > 15, "the page has its steps as blocks");
 
-    let path = [stage.join("stand-ins"), component("bao").parent().expect("a folder").to_owned(), stage.join("usr/bin")];
+    let path =
+        [stage.join("stand-ins"), component("bao").parent().expect("a folder").to_owned(), stage.join("usr/bin")];
     let path: Vec<_> = path.iter().map(|path| path.display().to_string()).collect();
     let mut command = Command::new("bash");
     command.args(["-c", &script]).current_dir(stage.join("checkout")).env_remove("BASH_ENV");
@@ -188,7 +190,8 @@ async fn the_page_leads_from_a_fresh_openbao_to_encrypted_secrets_and_back() {
 
     let log = shell.log();
     let step = |text: &str| {
-        let at = blocks.iter().find(|block| block.text.contains(text)).unwrap_or_else(|| panic!("no block with {text}"));
+        let at =
+            blocks.iter().find(|block| block.text.contains(text)).unwrap_or_else(|| panic!("no block with {text}"));
         let start = log.split(&format!("## line {}\n", at.line)).nth(1).expect("it was executed");
         start.split("## line ").next().expect("a text").trim().to_owned()
     };

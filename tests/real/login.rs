@@ -1,16 +1,13 @@
 //! Both login methods against a real OpenBao, and what a clean end leaves behind: no token of ours.
 
-use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::support::issuer::Issuer;
 use crate::support::openbao::OpenBao;
-use crate::support::pki::Authority;
 use crate::support::provider::{Login, Setup};
 
 /// How many tokens there are beside the root token.
 async fn tokens(bao: &OpenBao) -> usize {
-    let (status, body) = bao.call(Method::GET, "auth/token/accessors?list=true", None).await.expect("an answer");
+    let (status, body) = bao.call("GET", "auth/token/accessors?list=true", Value::Null).await.expect("an answer");
     assert_eq!(status, 200, "{body}");
     body["data"]["keys"].as_array().expect("accessors").len()
 }
@@ -19,10 +16,9 @@ async fn tokens(bao: &OpenBao) -> usize {
 async fn a_jwt_logs_in_and_a_clean_end_gives_the_token_back() {
     let folder = tempfile::tempdir().expect("a folder");
     let bao = OpenBao::dev(folder.path()).await;
-    let issuer = Issuer::new();
-    bao.provision(&issuer).await;
+    bao.provision().await;
     let before = tokens(&bao).await;
-    let mut provider = Setup::new(folder.path(), &bao, Login::Jwt { token: issuer.token(3600) }).start();
+    let mut provider = Setup::new(folder.path(), &bao, Login::Jwt).start();
     provider.status("ok").await;
     assert_eq!(tokens(&bao).await, before + 1, "one login serves everything");
     assert!(provider.stop().success());
@@ -33,11 +29,8 @@ async fn a_jwt_logs_in_and_a_clean_end_gives_the_token_back() {
 async fn a_client_certificate_logs_in() {
     let folder = tempfile::tempdir().expect("a folder");
     let bao = OpenBao::dev(folder.path()).await;
-    bao.provision(&Issuer::new()).await;
-    let authority = Authority::new("node certificates");
-    bao.provision_cert(&authority).await;
-    let identity = authority.client(folder.path(), "node-1");
-    let provider = Setup::new(folder.path(), &bao, Login::Cert(identity)).start();
+    bao.provision().await;
+    let provider = Setup::new(folder.path(), &bao, Login::Cert).start();
     provider.status("ok").await;
     let mut client = provider.connect().await;
     let reply = client.encrypt(vec![7; 32], "one").await.expect("Encrypt");
@@ -49,12 +42,11 @@ async fn a_client_certificate_logs_in() {
 async fn a_token_that_was_revoked_is_replaced_by_the_next_call() {
     let folder = tempfile::tempdir().expect("a folder");
     let bao = OpenBao::dev(folder.path()).await;
-    let issuer = Issuer::new();
-    bao.provision(&issuer).await;
-    let provider = Setup::new(folder.path(), &bao, Login::Jwt { token: issuer.token(3600) }).start();
+    bao.provision().await;
+    let provider = Setup::new(folder.path(), &bao, Login::Jwt).start();
     provider.status("ok").await;
     let (status, body) =
-        bao.call(Method::POST, "sys/leases/revoke-prefix/auth/jwt", Some(json!({}))).await.expect("an answer");
+        bao.call("POST", "sys/leases/revoke-prefix/auth/jwt", json!({})).await.expect("an answer");
     assert!(status < 300, "{body}");
     let mut client = provider.connect().await;
     let reply = client.encrypt(vec![7; 32], "one").await.expect("the call itself logs in again");

@@ -1,12 +1,4 @@
-//! The program between a real OpenBao, a real etcd and a real kube-apiserver. `tests/real/run` builds those and starts
-//! this; a missing component is a failure, never a test that is passed over.
-
-mod support;
-
+//! x
 mod components;
 mod install;
-mod login;
-mod service;
-mod socket;
-mod stored;
-mod trouble;
+mod support;

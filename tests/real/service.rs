@@ -6,7 +6,6 @@ use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::issuer::Issuer;
 use crate::support::openbao::OpenBao;
 use crate::support::provider::{Login, PROGRAM, Setup};
 
@@ -27,15 +26,14 @@ fn hears(manager: &UnixDatagram, wanted: &[&str]) {
 async fn an_inherited_socket_serves_and_the_service_manager_is_told() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut bao = OpenBao::durable(folder.path()).await;
-    let issuer = Issuer::new();
-    bao.provision(&issuer).await;
+    bao.provision().await;
     // Readiness does not wait for OpenBao.
     bao.stop();
 
     let notify = folder.path().join("notify");
     let manager = UnixDatagram::bind(&notify).expect("a socket");
     manager.set_read_timeout(Some(Duration::from_millis(200))).expect("a time-out");
-    let setup = Setup::new(folder.path(), &bao, Login::Jwt { token: issuer.token(3600) });
+    let setup = Setup::new(folder.path(), &bao, Login::Jwt);
     let mut command = Command::new("systemd-socket-activate");
     command.arg("--listen").arg(&setup.socket).arg("--fdname=workload-a");
     command.arg(format!("--setenv=NOTIFY_SOCKET={}", notify.display())).arg("--setenv=WATCHDOG_USEC=900000");

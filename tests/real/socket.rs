@@ -3,11 +3,9 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::Method;
 use serde_json::json;
 
-use crate::support::issuer::Issuer;
-use crate::support::openbao::{KEY, OpenBao};
+use crate::support::openbao::OpenBao;
 use crate::support::provider::{Login, Setup};
 use crate::support::wait::{LONG, until};
 
@@ -17,9 +15,8 @@ const SEED: &[u8] = b"0123456789abcdef0123456789abcdef";
 async fn each_version_opens_what_it_wrote_until_the_minimum_passes_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let bao = OpenBao::dev(folder.path()).await;
-    let issuer = Issuer::new();
-    bao.provision(&issuer).await;
-    let provider = Setup::new(folder.path(), &bao, Login::Jwt { token: issuer.token(3600) }).start();
+    bao.provision().await;
+    let provider = Setup::new(folder.path(), &bao, Login::Jwt).start();
     let first_id = provider.status("ok").await;
     let mut client = provider.connect().await;
 
@@ -30,10 +27,10 @@ async fn each_version_opens_what_it_wrote_until_the_minimum_passes_it() {
 
     // The associated data binds: Transit itself refuses the text without it.
     let bare = json!({ "ciphertext": String::from_utf8(first.ciphertext.clone()).expect("text") });
-    let (status, _) = bao.call(Method::POST, &format!("transit/decrypt/{KEY}"), Some(bare)).await.expect("an answer");
+    let (status, _) = bao.call("POST", &format!("transit/decrypt/{}", bao.setup.key), bare).await.expect("an answer");
     assert_eq!(status, 400);
 
-    bao.write(&format!("transit/keys/{KEY}/rotate"), json!({})).await;
+    bao.write(&bao.key("/rotate"), json!({})).await;
     let second_id = until("the new version", LONG, async || {
         let status = client.status().await.map_err(|error| format!("{error:?}"))?;
         if status.key_id == first_id { Err("the old one".to_owned()) } else { Ok(status.key_id) }
@@ -51,7 +48,7 @@ async fn each_version_opens_what_it_wrote_until_the_minimum_passes_it() {
     let crossed = client.decrypt(first.ciphertext.clone(), "five", &second.key_id, second.annotations.clone()).await;
     assert!(format!("{:?}", crossed.expect_err("crossed")).contains("annotations_invalid: "), "refused before OpenBao is asked");
 
-    bao.write(&format!("transit/keys/{KEY}/config"), json!({ "min_decryption_version": 2 })).await;
+    bao.write(&bao.key("/config"), json!({ "min_decryption_version": 2 })).await;
     until("the minimum to be noticed", LONG, async || {
         let old = client.decrypt(first.ciphertext.clone(), "six", &first.key_id, first.annotations.clone()).await;
         match old {
@@ -69,10 +66,9 @@ async fn each_version_opens_what_it_wrote_until_the_minimum_passes_it() {
 async fn the_program_never_says_a_secret_and_asks_only_for_what_its_policy_gives() {
     let folder = tempfile::tempdir().expect("a folder");
     let bao = OpenBao::dev(folder.path()).await;
-    let issuer = Issuer::new();
-    bao.provision(&issuer).await;
-    let token = issuer.token(3600);
-    let mut setup = Setup::new(folder.path(), &bao, Login::Jwt { token: token.clone() });
+    bao.provision().await;
+    let mut setup = Setup::new(folder.path(), &bao, Login::Jwt);
+    let token = std::fs::read_to_string(&setup.jwt).expect("the JWT");
     setup.config["telemetry"] = json!({ "logs": { "level": "trace" } });
     let provider = setup.start();
     provider.status("ok").await;

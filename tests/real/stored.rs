@@ -7,8 +7,7 @@ use prost::Message;
 
 use crate::support::apiserver::{ApiServer, PROVIDER, encryption};
 use crate::support::etcd::Etcd;
-use crate::support::issuer::Issuer;
-use crate::support::openbao::{KEY, OpenBao};
+use crate::support::openbao::OpenBao;
 use crate::support::provider::{Login, Provider, Setup};
 use crate::support::wait::{LONG, until};
 
@@ -38,10 +37,9 @@ impl Cluster {
     async fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let bao = OpenBao::dev(folder.path()).await;
-        let issuer = Issuer::new();
-        bao.provision(&issuer).await;
+            bao.provision().await;
         let etcd = Etcd::start(folder.path()).await;
-        let provider = Setup::new(folder.path(), &bao, Login::Jwt { token: issuer.token(3600) }).start();
+        let provider = Setup::new(folder.path(), &bao, Login::Jwt).start();
         let file: PathBuf = folder.path().join("encryption.json");
         std::fs::write(&file, encryption(&provider.setup.socket)).expect("a file");
         // Started together with the program, as after a reboot: who is first does not matter.
@@ -99,7 +97,7 @@ async fn a_rotation_reaches_the_next_write_and_old_secrets_stay_readable() {
     cluster.server.store("before", "written under version 1").await;
     let before = cluster.envelope("before").await;
 
-    cluster.bao.write(&format!("transit/keys/{KEY}/rotate"), serde_json::json!({})).await;
+    cluster.bao.write(&cluster.bao.key("/rotate"), serde_json::json!({})).await;
     let mut client = cluster.provider.connect().await;
     let after = until("Status to announce the new version", LONG, async || {
         let status = client.status().await.map_err(|error| format!("{error:?}"))?;

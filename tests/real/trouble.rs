@@ -3,8 +3,7 @@
 
 use serde_json::json;
 
-use crate::support::issuer::Issuer;
-use crate::support::openbao::{KEY, OpenBao, ROLE};
+use crate::support::openbao::OpenBao;
 use crate::support::pki::{Authority, private};
 use crate::support::provider::{Login, Provider, Setup};
 
@@ -12,7 +11,6 @@ use crate::support::provider::{Login, Provider, Setup};
 struct Scene {
     _folder: tempfile::TempDir,
     bao: OpenBao,
-    issuer: Issuer,
     setup: Setup,
 }
 
@@ -20,10 +18,9 @@ impl Scene {
     async fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let bao = OpenBao::dev(folder.path()).await;
-        let issuer = Issuer::new();
-        bao.provision(&issuer).await;
-        let setup = Setup::new(folder.path(), &bao, Login::Jwt { token: issuer.token(3600) });
-        Self { _folder: folder, bao, issuer, setup }
+            bao.provision().await;
+        let setup = Setup::new(folder.path(), &bao, Login::Jwt);
+        Self { _folder: folder, bao, setup }
     }
 }
 
@@ -46,7 +43,7 @@ async fn heals(provider: &Provider, id: u32) {
 #[tokio::test]
 async fn a_wrong_ca_is_tls_until_the_file_is_right() {
     let scene = Scene::new().await;
-    std::fs::write(&scene.setup.ca, Authority::new("someone else").pem()).expect("a file");
+    std::fs::write(&scene.setup.ca, Authority::new().pem()).expect("a file");
     let provider = scene.setup.start();
     let id = provider.id();
     shows(&provider, "tls").await;
@@ -61,7 +58,7 @@ async fn a_wrong_role_is_login_refused_until_it_is_there() {
     let provider = scene.setup.start();
     let id = provider.id();
     shows(&provider, "login_refused").await;
-    let role = scene.bao.read(&format!("auth/jwt/role/{ROLE}")).await;
+    let role = scene.bao.read("auth/jwt/role/kms").await;
     scene.bao.write("auth/jwt/role/another", role).await;
     heals(&provider, id).await;
 }
@@ -69,11 +66,11 @@ async fn a_wrong_role_is_login_refused_until_it_is_there() {
 #[tokio::test]
 async fn an_expired_jwt_is_login_refused_until_the_file_is_renewed() {
     let scene = Scene::new().await;
-    private(&scene.setup.jwt, &scene.issuer.token(-600));
+    private(&scene.setup.jwt, &scene.bao.token(-600));
     let provider = scene.setup.start();
     let id = provider.id();
     shows(&provider, "login_refused").await;
-    private(&provider.setup.jwt, &scene.issuer.token(3600));
+    private(&provider.setup.jwt, &scene.bao.token(3600));
     heals(&provider, id).await;
 }
 
@@ -84,7 +81,7 @@ async fn a_missing_jwt_is_credential_unavailable_until_it_is_there() {
     let provider = scene.setup.start();
     let id = provider.id();
     shows(&provider, "credential_unavailable").await;
-    private(&provider.setup.jwt, &scene.issuer.token(3600));
+    private(&provider.setup.jwt, &scene.bao.token(3600));
     heals(&provider, id).await;
 }
 
@@ -94,9 +91,9 @@ async fn a_missing_key_is_key_missing_at_once_and_until_it_is_there() {
     let provider = scene.setup.start();
     let id = provider.id();
     provider.status("ok").await;
-    scene.bao.delete_key(KEY).await;
+    scene.bao.delete_key().await;
     shows(&provider, "key_missing").await;
-    scene.bao.write(&format!("transit/keys/{KEY}"), json!({ "type": "aes256-gcm96" })).await;
+    scene.bao.write(&scene.bao.key(""), json!({ "type": "aes256-gcm96" })).await;
     heals(&provider, id).await;
 }
 
@@ -107,10 +104,10 @@ async fn a_policy_that_is_taken_away_is_token_rejected_until_it_is_back() {
     let id = provider.id();
     provider.status("ok").await;
     let nothing = json!({ "policy": "path \"none\" { capabilities = [\"read\"] }" });
-    scene.bao.write(&format!("sys/policies/acl/{ROLE}"), nothing).await;
+    scene.bao.write("sys/policies/acl/kms", nothing).await;
     shows(&provider, "token_rejected").await;
-    let policy = crate::support::openbao::policy(KEY);
-    scene.bao.write(&format!("sys/policies/acl/{ROLE}"), json!({ "policy": policy })).await;
+    let policy = scene.bao.setup.policy_text();
+    scene.bao.write("sys/policies/acl/kms", json!({ "policy": policy })).await;
     heals(&provider, id).await;
 }
 
@@ -118,9 +115,8 @@ async fn a_policy_that_is_taken_away_is_token_rejected_until_it_is_back() {
 async fn a_sealed_server_is_sealed_and_a_stopped_one_unreachable_until_it_serves() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut bao = OpenBao::durable(folder.path()).await;
-    let issuer = Issuer::new();
-    bao.provision(&issuer).await;
-    let provider = Setup::new(folder.path(), &bao, Login::Jwt { token: issuer.token(3600) }).start();
+    bao.provision().await;
+    let provider = Setup::new(folder.path(), &bao, Login::Jwt).start();
     let id = provider.id();
     let key_id = provider.status("ok").await;
     bao.write("sys/seal", json!({})).await;

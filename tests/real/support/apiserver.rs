@@ -68,7 +68,7 @@ impl ApiServer {
             format!("--encryption-provider-config={}", encryption.display()),
             "--encryption-provider-config-automatic-reload=true".to_owned(),
         ];
-        let mut server = Self { process: None, folder, arguments, client: client(None), url };
+        let mut server = Self { process: None, folder, arguments, client: client(), url };
         server.spawn();
         server.ready().await;
         server

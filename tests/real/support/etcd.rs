@@ -27,7 +27,7 @@ impl Etcd {
         // The data dies with the test: syncing it to disk would only cost time.
         command.args(["--listen-peer-urls", "http://127.0.0.1:0", "--unsafe-no-fsync", "--log-level", "warn"]);
         let mut process = Process::start("etcd", folder, &mut command);
-        let client = client(None);
+        let client = client();
         until("etcd", LONG, async || {
             process.check()?;
             let reply = client.get(format!("{url}/health")).send().await.map_err(|error| error.to_string())?;

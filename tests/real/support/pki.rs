@@ -1,27 +1,18 @@
-//! A certificate authority of the test's own, which signs server and client certificates.
+//! A certificate authority of the test's own for an OpenBao server, and files that their owner alone reads.
 
 use std::path::{Path, PathBuf};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose,
-};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
 
 /// A root that signs.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
-/// A certificate and its key as files, the key readable by its owner alone.
-pub struct Identity {
-    pub cert: PathBuf,
-    pub key: PathBuf,
-}
-
 impl Authority {
-    pub fn new(name: &str) -> Self {
+    pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
-        params.distinguished_name.push(DnType::CommonName, name);
+        params.distinguished_name.push(DnType::CommonName, "a test's authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         let key = KeyPair::generate().expect("a key");
@@ -32,27 +23,15 @@ impl Authority {
         self.issuer.pem()
     }
 
-    /// A certificate for 127.0.0.1.
-    pub fn server(&self, folder: &Path) -> Identity {
-        self.sign(folder, "server", vec!["127.0.0.1".to_owned()], ExtendedKeyUsagePurpose::ServerAuth)
-    }
-
-    /// A certificate that a client shows.
-    pub fn client(&self, folder: &Path, name: &str) -> Identity {
-        self.sign(folder, name, vec![name.to_owned()], ExtendedKeyUsagePurpose::ClientAuth)
-    }
-
-    fn sign(&self, folder: &Path, name: &str, subjects: Vec<String>, usage: ExtendedKeyUsagePurpose) -> Identity {
-        let mut params = CertificateParams::new(subjects).expect("good names");
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.extended_key_usages = vec![usage];
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    /// A certificate for 127.0.0.1 and its key, as files.
+    pub fn server(&self, folder: &Path) -> (PathBuf, PathBuf) {
         let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a good name");
         let cert = params.signed_by(&key, &self.issuer).expect("a certificate");
-        let identity = Identity { cert: folder.join(format!("{name}.crt")), key: folder.join(format!("{name}.key")) };
-        std::fs::write(&identity.cert, cert.pem()).expect("a file");
-        private(&identity.key, &key.serialize_pem());
-        identity
+        let (cert_file, key_file) = (folder.join("server.crt"), folder.join("server.key"));
+        std::fs::write(&cert_file, cert.pem()).expect("a file");
+        private(&key_file, &key.serialize_pem());
+        (cert_file, key_file)
     }
 }
 

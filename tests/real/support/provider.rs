@@ -9,8 +9,8 @@ use bao_kms_provider::front::client::Client;
 use serde_json::{Value, json};
 
 use super::apiserver::PROVIDER;
-use super::openbao::{KEY, OpenBao, ROLE};
-use super::pki::{Identity, private};
+use super::openbao::OpenBao;
+use super::pki::private;
 use super::process::Process;
 use super::wait::{LONG, until};
 use super::{client, free_port};
@@ -20,8 +20,8 @@ pub const PROGRAM: &str = env!("CARGO_BIN_EXE_bao-kms-provider");
 
 /// How the program logs in.
 pub enum Login {
-    Jwt { token: String },
-    Cert(Identity),
+    Jwt,
+    Cert,
 }
 
 /// What a test may change before the program starts; the file is YAML because JSON is.
@@ -50,12 +50,15 @@ impl Setup {
         let (jwt, ca) = (folder.join("identity.jwt"), folder.join("ca.pem"));
         std::fs::copy(&bao.ca, &ca).expect("OpenBao's CA");
         let auth = match login {
-            Login::Jwt { token } => {
-                private(&jwt, &token);
-                json!({ "jwt": { "mount": "jwt", "role": ROLE, "file": jwt } })
+            Login::Jwt => {
+                private(&jwt, &bao.token(3600));
+                json!({ "jwt": { "mount": "jwt", "role": "kms", "file": jwt } })
             }
-            Login::Cert(identity) => {
-                json!({ "cert": { "mount": "cert", "role": ROLE, "certFile": identity.cert, "keyFile": identity.key } })
+            Login::Cert => {
+                let (cert, key, identity) = (folder.join("node.crt"), folder.join("node.key"), bao.certificate());
+                std::fs::write(&cert, identity.cert_pem).expect("a file");
+                private(&key, &identity.key_pem);
+                json!({ "cert": { "mount": "cert", "role": "kms", "certFile": cert, "keyFile": key } })
             }
         };
         let socket = folder.join("run/kms.sock");
@@ -71,7 +74,7 @@ impl Setup {
                 },
                 "auth": auth,
                 "backend": { "transit": {
-                    "endpoints": [bao.url], "mount": "transit", "key": KEY, "tls": { "caFile": ca },
+                    "endpoints": [bao.url], "mount": bao.setup.mount, "key": bao.setup.key, "tls": { "caFile": ca },
                 }},
                 "rotation": { "activationDelay": "2s", "metadataInterval": "1s" },
                 "health": { "tolerance": "1s" },
@@ -93,7 +96,7 @@ impl Setup {
 
     /// Starts it as `command` with these arguments before `--config`, such as by a service manager.
     pub fn start_below(self, command: Command, arguments: &[&str]) -> Provider {
-        let mut provider = Provider { process: None, http: client(None), setup: self };
+        let mut provider = Provider { process: None, http: client(), setup: self };
         provider.spawn(command, arguments);
         provider
     }
