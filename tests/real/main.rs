@@ -1,4 +1,5 @@
 //! x
-mod components;
-mod install;
 mod support;
+mod components;
+mod contract;
+mod install;

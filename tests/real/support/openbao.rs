@@ -135,7 +135,15 @@ impl OpenBao {
         Ok((answer.status, answer.body))
     }
 
-    fn endpoint(&self) -> Result<Endpoint, String> {
+    /// The one unseal key of a server in memory, as it prints it at the start.
+    pub fn unseal_key(&self) -> String {
+        let log = self.process.as_ref().expect("it runs").log();
+        let key = log.lines().find_map(|line| line.strip_prefix("Unseal Key: ")).expect("a dev server prints its key");
+        key.trim().to_owned()
+    }
+
+    /// Its address and its CA.
+    pub fn endpoint(&self) -> Result<Endpoint, String> {
         let ca_pem = std::fs::read_to_string(&self.ca).map_err(|error| format!("no CA yet: {error}"))?;
         Ok(Endpoint { url: self.url.clone(), ca_pem })
     }
