@@ -14,7 +14,7 @@ use crate::support::openbao::OpenBao;
 async fn real_openbao_keeps_every_row() {
     let folder = tempfile::tempdir().expect("a folder");
     let bao = OpenBao::dev(folder.path()).await;
-    let unseal_key = Some(bao.unseal_key());
+    let unseal_key = Some(bao.unseal_key().await);
     let target = Target { endpoint: bao.endpoint().expect("a CA"), root_token: bao.root.clone(), unseal_key };
     let report = run(&target).await.expect("a run");
     let failed: Vec<_> = report.failed.iter().map(ToString::to_string).collect();
@@ -30,12 +30,8 @@ async fn the_set_up_can_be_made_twice_and_gives_no_more_than_the_program_needs()
     let signer = Signer::generate().expect("it works");
     let clients = ClientAuthority::generate().expect("it works");
     let (jwt, cert) = (JwtLogin::of(signer.public_key_pem()), CertLogin::of(&clients.pem()));
-    let setup = Setup {
-        namespace: "kms/prod".into(),
-        jwt: Some(jwt.clone()),
-        cert: Some(cert.clone()),
-        ..Setup::default()
-    };
+    let setup =
+        Setup { namespace: "kms/prod".into(), jwt: Some(jwt.clone()), cert: Some(cert.clone()), ..Setup::default() };
     for _again in 0..2 {
         provision(&endpoint, &bao.root, &setup).await.expect("it works");
     }
@@ -62,4 +58,3 @@ async fn the_set_up_can_be_made_twice_and_gives_no_more_than_the_program_needs()
         }
     }
 }
-

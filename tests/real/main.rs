@@ -1,5 +1,5 @@
 //! x
-mod support;
 mod components;
 mod contract;
 mod install;
+mod support;

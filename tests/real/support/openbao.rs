@@ -135,11 +135,14 @@ impl OpenBao {
         Ok((answer.status, answer.body))
     }
 
-    /// The one unseal key of a server in memory, as it prints it at the start.
-    pub fn unseal_key(&self) -> String {
-        let log = self.process.as_ref().expect("it runs").log();
-        let key = log.lines().find_map(|line| line.strip_prefix("Unseal Key: ")).expect("a dev server prints its key");
-        key.trim().to_owned()
+    /// The one unseal key of a server in memory, which it prints shortly after it is ready.
+    pub async fn unseal_key(&self) -> String {
+        until("the unseal key", LONG, async || {
+            let log = self.process.as_ref().ok_or("not started")?.log();
+            let key = log.lines().find_map(|line| line.strip_prefix("Unseal Key: ").map(|key| key.trim().to_owned()));
+            key.ok_or_else(|| "not printed yet".to_owned())
+        })
+        .await
     }
 
     /// Its address and its CA.
