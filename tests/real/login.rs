@@ -32,7 +32,7 @@ async fn a_client_certificate_logs_in() {
     bao.provision().await;
     let provider = Setup::new(folder.path(), &bao, Login::Cert).start();
     provider.status("ok").await;
-    let mut client = provider.connect().await;
+    let client = provider.connect().await;
     let reply = client.encrypt(vec![7; 32], "one").await.expect("Encrypt");
     let opened = client.decrypt(reply.ciphertext, "two", &reply.key_id, reply.annotations).await.expect("Decrypt");
     assert_eq!(opened, vec![7; 32]);
@@ -45,10 +45,9 @@ async fn a_token_that_was_revoked_is_replaced_by_the_next_call() {
     bao.provision().await;
     let provider = Setup::new(folder.path(), &bao, Login::Jwt).start();
     provider.status("ok").await;
-    let (status, body) =
-        bao.call("POST", "sys/leases/revoke-prefix/auth/jwt", json!({})).await.expect("an answer");
+    let (status, body) = bao.call("POST", "sys/leases/revoke-prefix/auth/jwt", json!({})).await.expect("an answer");
     assert!(status < 300, "{body}");
-    let mut client = provider.connect().await;
+    let client = provider.connect().await;
     let reply = client.encrypt(vec![7; 32], "one").await.expect("the call itself logs in again");
     assert!(reply.ciphertext.starts_with(b"vault:v1:"));
 }

@@ -1,5 +1,13 @@
-//! x
+//! The program between a real OpenBao, a real etcd and a real kube-apiserver. `tests/real/run` builds those and starts
+//! this; a missing component is a failure, never a test that is passed over.
+
+mod support;
+
 mod components;
 mod contract;
 mod install;
-mod support;
+mod login;
+mod service;
+mod socket;
+mod stored;
+mod trouble;

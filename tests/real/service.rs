@@ -40,7 +40,7 @@ async fn an_inherited_socket_serves_and_the_service_manager_is_told() {
     let mut provider = setup.start_below(command, &[PROGRAM, "serve"]);
 
     // The first connection makes the stand-in for systemd start the program.
-    let mut client = provider.connect().await;
+    let client = provider.connect().await;
     let first = client.status().await.expect("Status is answered on the inherited socket");
     assert_ne!(first.healthz, "ok");
     hears(&manager, &["READY=1", "WATCHDOG=1", "STATUS=workload-a: unreachable"]);

@@ -18,7 +18,7 @@ async fn each_version_opens_what_it_wrote_until_the_minimum_passes_it() {
     bao.provision().await;
     let provider = Setup::new(folder.path(), &bao, Login::Jwt).start();
     let first_id = provider.status("ok").await;
-    let mut client = provider.connect().await;
+    let client = provider.connect().await;
 
     let first = client.encrypt(SEED.to_vec(), "one").await.expect("Encrypt");
     assert_eq!(first.key_id, first_id);
@@ -26,7 +26,7 @@ async fn each_version_opens_what_it_wrote_until_the_minimum_passes_it() {
     assert_eq!(first.ciphertext.len(), 89, "what kube-apiserver stores for a 32-byte seed");
 
     // The associated data binds: Transit itself refuses the text without it.
-    let bare = json!({ "ciphertext": String::from_utf8(first.ciphertext.clone()).expect("text") });
+    let bare = json!({ "ciphertext": String::from_utf8(first.ciphertext.to_vec()).expect("text") });
     let (status, _) = bao.call("POST", &format!("transit/decrypt/{}", bao.setup.key), bare).await.expect("an answer");
     assert_eq!(status, 400);
 
@@ -46,7 +46,10 @@ async fn each_version_opens_what_it_wrote_until_the_minimum_passes_it() {
     }
     // The annotations of one version do not open the text of another.
     let crossed = client.decrypt(first.ciphertext.clone(), "five", &second.key_id, second.annotations.clone()).await;
-    assert!(format!("{:?}", crossed.expect_err("crossed")).contains("annotations_invalid: "), "refused before OpenBao is asked");
+    assert!(
+        format!("{:?}", crossed.expect_err("crossed")).contains("annotations_invalid: "),
+        "refused before OpenBao is asked"
+    );
 
     bao.write(&bao.key("/config"), json!({ "min_decryption_version": 2 })).await;
     until("the minimum to be noticed", LONG, async || {
@@ -72,13 +75,13 @@ async fn the_program_never_says_a_secret_and_asks_only_for_what_its_policy_gives
     setup.config["telemetry"] = json!({ "logs": { "level": "trace" } });
     let provider = setup.start();
     provider.status("ok").await;
-    let mut client = provider.connect().await;
+    let client = provider.connect().await;
     let reply = client.encrypt(SEED.to_vec(), "one").await.expect("Encrypt");
     let opened = client.decrypt(reply.ciphertext.clone(), "two", &reply.key_id, reply.annotations.clone()).await;
     assert_eq!(opened.expect("Decrypt"), SEED);
 
     let log = provider.log();
-    let ciphertext = String::from_utf8(reply.ciphertext).expect("text");
+    let ciphertext = String::from_utf8(reply.ciphertext.to_vec()).expect("text");
     for secret in [&token, &STANDARD.encode(SEED), "0123456789abcdef", &ciphertext, "s."] {
         // OpenBao's tokens start with `s.`; the shortest one has 24 characters behind it.
         let found = if secret == "s." { holds_token(&log) } else { log.contains(secret) };

@@ -37,7 +37,7 @@ impl Cluster {
     async fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let bao = OpenBao::dev(folder.path()).await;
-            bao.provision().await;
+        bao.provision().await;
         let etcd = Etcd::start(folder.path()).await;
         let provider = Setup::new(folder.path(), &bao, Login::Jwt).start();
         let file: PathBuf = folder.path().join("encryption.json");
@@ -98,10 +98,10 @@ async fn a_rotation_reaches_the_next_write_and_old_secrets_stay_readable() {
     let before = cluster.envelope("before").await;
 
     cluster.bao.write(&cluster.bao.key("/rotate"), serde_json::json!({})).await;
-    let mut client = cluster.provider.connect().await;
+    let client = cluster.provider.connect().await;
     let after = until("Status to announce the new version", LONG, async || {
         let status = client.status().await.map_err(|error| format!("{error:?}"))?;
-        if status.healthz == "ok" && status.key_id != before.key_id { Ok(status.key_id) } else { Err(format!("{status:?}")) }
+        if status.healthz == "ok" && status.key_id != before.key_id { Ok(status.key_id) } else { Err(status.healthz) }
     })
     .await;
 

@@ -18,7 +18,7 @@ impl Scene {
     async fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let bao = OpenBao::dev(folder.path()).await;
-            bao.provision().await;
+        bao.provision().await;
         let setup = Setup::new(folder.path(), &bao, Login::Jwt);
         Self { _folder: folder, bao, setup }
     }
@@ -36,7 +36,7 @@ async fn heals(provider: &Provider, id: u32) {
     assert!(provider.status("ok").await.starts_with("obk2."));
     provider.readyz(200, "ok").await;
     assert_eq!(provider.id(), id, "nobody restarted it");
-    let mut client = provider.connect().await;
+    let client = provider.connect().await;
     client.encrypt(vec![7; 32], "after").await.expect("Encrypt works again");
 }
 

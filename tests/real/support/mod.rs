@@ -6,7 +6,7 @@ pub mod etcd;
 pub mod openbao;
 pub mod pki;
 pub mod process;
-//pub mod provider;
+pub mod provider;
 pub mod wait;
 
 use std::collections::BTreeSet;

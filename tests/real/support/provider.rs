@@ -132,16 +132,19 @@ impl Provider {
 
     /// A KMS client on its socket.
     pub async fn connect(&self) -> Client {
-        until("the socket", LONG, async || Client::connect(&self.setup.socket).await.map_err(|error| format!("{error:?}"))).await
+        until("the socket", LONG, async || {
+            Client::connect(&self.setup.socket).await.map_err(|error| format!("{error:?}"))
+        })
+        .await
     }
 
     /// Waits until Status says `healthz`; gives the key_id beside it.
     pub async fn status(&self, healthz: &str) -> String {
-        let mut client = self.connect().await;
+        let client = self.connect().await;
         until(&format!("Status to say {healthz}"), LONG, async || {
             let status = client.status().await.map_err(|error| format!("{error:?}"))?;
             assert_eq!(status.version, "v2");
-            if status.healthz == healthz { Ok(status.key_id) } else { Err(format!("{status:?}")) }
+            if status.healthz == healthz { Ok(status.key_id) } else { Err(status.healthz) }
         })
         .await
     }
@@ -151,7 +154,11 @@ impl Provider {
         until(&format!("/readyz to say {class}"), LONG, async || {
             let (status, text) = self.admin("/readyz").await?;
             let body: Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
-            if status == wanted && text.contains(&format!("\"{class}\"")) { Ok(body) } else { Err(format!("{status}: {text}")) }
+            if status == wanted && text.contains(&format!("\"{class}\"")) {
+                Ok(body)
+            } else {
+                Err(format!("{status}: {text}"))
+            }
         })
         .await
     }
@@ -159,7 +166,8 @@ impl Provider {
     /// One call of the admin listener: status and text.
     pub async fn admin(&self, path: &str) -> Result<(u16, String), String> {
         let url = format!("http://{}{path}", self.setup.admin);
-        let reply = self.http.get(url).timeout(Duration::from_secs(5)).send().await.map_err(|error| error.to_string())?;
+        let reply =
+            self.http.get(url).timeout(Duration::from_secs(5)).send().await.map_err(|error| error.to_string())?;
         let status = reply.status().as_u16();
         Ok((status, reply.text().await.map_err(|error| error.to_string())?))
     }
