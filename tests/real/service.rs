@@ -3,21 +3,41 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use crate::support::openbao::OpenBao;
 use crate::support::provider::{Login, PROGRAM, Setup};
 
-/// Collects what the service manager is told until all of `wanted` was heard.
-fn hears(manager: &UnixDatagram, wanted: &[&str]) {
-    let mut heard = BTreeSet::new();
-    let end = Instant::now() + Duration::from_secs(60);
-    while !wanted.iter().all(|word| heard.contains(*word)) {
-        assert!(Instant::now() < end, "heard {heard:?}, not all of {wanted:?}");
-        let mut message = [0; 1024];
-        if let Ok(length) = manager.recv(&mut message) {
-            heard.extend(String::from_utf8_lossy(&message[..length]).lines().map(str::to_owned));
+/// What the service manager is told. A thread takes every message at once, as systemd does: the sender would wait.
+struct Manager(Receiver<String>);
+
+impl Manager {
+    fn listen(path: &Path) -> Self {
+        let socket = UnixDatagram::bind(path).expect("a socket");
+        let (told, hears) = channel();
+        std::thread::spawn(move || {
+            let mut message = [0; 1024];
+            while let Ok(length) = socket.recv(&mut message) {
+                let text = String::from_utf8_lossy(&message[..length]).into_owned();
+                if text.lines().any(|line| told.send(line.to_owned()).is_err()) {
+                    break;
+                }
+            }
+        });
+        Self(hears)
+    }
+
+    /// Waits until each of these was said since the last time.
+    fn hears(&self, wanted: &[&str]) {
+        let mut heard = BTreeSet::new();
+        while !wanted.iter().all(|word| heard.contains(*word)) {
+            match self.0.recv_timeout(Duration::from_secs(60)) {
+                Ok(line) => heard.insert(line),
+                Err(error) => panic!("heard {heard:?}, not all of {wanted:?}: {error}"),
+            };
         }
     }
 }
@@ -31,8 +51,7 @@ async fn an_inherited_socket_serves_and_the_service_manager_is_told() {
     bao.stop();
 
     let notify = folder.path().join("notify");
-    let manager = UnixDatagram::bind(&notify).expect("a socket");
-    manager.set_read_timeout(Some(Duration::from_millis(200))).expect("a time-out");
+    let manager = Manager::listen(&notify);
     let setup = Setup::new(folder.path(), &bao, Login::Jwt);
     let mut command = Command::new("systemd-socket-activate");
     command.arg("--listen").arg(&setup.socket).arg("--fdname=workload-a");
@@ -43,12 +62,12 @@ async fn an_inherited_socket_serves_and_the_service_manager_is_told() {
     let client = provider.connect().await;
     let first = client.status().await.expect("Status is answered on the inherited socket");
     assert_ne!(first.healthz, "ok");
-    hears(&manager, &["READY=1", "WATCHDOG=1", "STATUS=workload-a: unreachable"]);
+    manager.hears(&["READY=1", "WATCHDOG=1", "STATUS=workload-a: unreachable"]);
 
     bao.start().await;
     provider.status("ok").await;
-    hears(&manager, &["STATUS=workload-a: ok", "WATCHDOG=1"]);
+    manager.hears(&["STATUS=workload-a: ok", "WATCHDOG=1"]);
     assert!(provider.stop().success());
-    hears(&manager, &["STOPPING=1"]);
+    manager.hears(&["STOPPING=1"]);
     assert!(provider.setup.socket.exists(), "the socket is the service manager's, not ours to remove");
 }
