@@ -46,7 +46,9 @@ const STAND_INS: &[(&str, &str)] = &[
                 command=$(sed -n 's/^ExecStart=//p' \"$unit\" | sed \"s#/usr/bin/bao#$STAGE&#; s#/etc/bao#$STAGE&#\")
                 export STATE_DIRECTORY=\"$STAGE/var/lib/$(sed -n 's/^StateDirectory=//p' \"$unit\")\"
                 setsid $command > \"$STAGE/$3.log\" 2>&1 < /dev/null &
-                echo $! > \"$STAGE/$3.pid\" ;;
+                echo $! > \"$STAGE/$3.pid\"
+                # As systemd does for Type=notify: back when the service is ready.
+                until grep -q socket_ready \"$STAGE/$3.log\"; do kill -0 $!; sleep 0.1; done ;;
             'disable --now')
                 pid=$(cat \"$STAGE/$3.pid\"); kill \"$pid\"
                 while kill -0 \"$pid\" 2> /dev/null; do sleep 0.1; done; rm \"$STAGE/$3.pid\" ;;
