@@ -9,6 +9,8 @@ mod suite {
     mod deploy;
     mod door;
     mod generated;
+    mod inherit;
+    mod peers;
     #[cfg(feature = "dev")]
     mod pipe;
     mod puppet;

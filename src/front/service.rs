@@ -76,7 +76,11 @@ impl<F: Future + Unpin> Future for CatchPanic<F> {
 }
 
 fn context(uid: &str, metadata: &MetadataMap) -> Context {
-    let safe: String = uid.chars().filter(|c| c.is_ascii_graphic()).take(MAX_UID).collect();
+    let safe: Arc<str> = if uid.len() <= MAX_UID && uid.bytes().all(|byte| byte.is_ascii_graphic()) {
+        uid.into()
+    } else {
+        uid.chars().filter(char::is_ascii_graphic).take(MAX_UID).collect::<String>().into()
+    };
     let header = |name: &str| metadata.get(name).and_then(|value| value.to_str().ok());
     let trace = header("traceparent").map(|parent| TraceContext {
         parent: parent.to_owned(),
