@@ -1,0 +1,182 @@
+//! The figures of docs/performance.md: `cargo bench --bench figures --profile dist` measures and prints its table.
+//!
+//! Everything runs on one machine, so ratios count, not figures: each round measures the baseline and the program one
+//! after the other, and the median of the rounds is what the table says.
+
+mod measure;
+mod program;
+mod stage;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use measure::{load, median};
+use program::Program;
+use stage::{Sealed, Stage};
+
+const ROUNDS: usize = 5;
+const ONE_AT_A_TIME: usize = 600;
+const MANY_AT_A_TIME: usize = 4_000;
+const SEEDS: usize = 20;
+const STORM: usize = 1_000;
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(run());
+}
+
+async fn run() {
+    // reqwest asks for a process-wide provider even when it speaks plain HTTP to the admin listener.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let stage = Stage::set().await;
+    let program = Program::start(&stage, &stage.url).await;
+    println!("| figure | measured | bound |");
+    println!("|---|---|---|");
+    row("OpenBao behind the figures", stage.openbao.to_owned(), "");
+    row("binary", format!("{:.1} MB", program::binary_mb()), "< 14 MB");
+    row("exec to accepting socket", format!("{:.1} ms", millis(program.socket_after)), "< 20 ms");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    row("VmRSS idle", format!("{:.1} MiB", measure::rss_mib(program.pid())), "< 12 MiB");
+    latency(&stage, &program).await;
+    for in_flight in [16, 64] {
+        throughput(&stage, &program, in_flight).await;
+    }
+    status(&program).await;
+    storm(&program, "").await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    row("VmRSS 10 s after the storm", format!("{:.1} MiB", measure::rss_mib(program.pid())), "< 30 MiB");
+    drop(program);
+
+    let far = stage.farther(Duration::from_millis(50)).await;
+    let program = Program::start(&stage, &far).await;
+    storm(&program, ", OpenBao 50 ms away").await;
+}
+
+fn row(figure: &str, measured: String, bound: &str) {
+    println!("| {figure} | {measured} | {bound} |");
+}
+
+fn millis(span: Duration) -> f64 {
+    span.as_secs_f64() * 1e3
+}
+
+/// One Decrypt through the socket against one bare Transit call, one at a time.
+async fn latency(stage: &Stage, program: &Program) {
+    let (mut added, mut ours, mut bare) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let base = bare_round(stage, 1, ONE_AT_A_TIME).await.percentile(0.5);
+        let through = our_round(program, 1, ONE_AT_A_TIME).await.percentile(0.5);
+        added.push(millis(through) - millis(base));
+        ours.push(millis(through));
+        bare.push(millis(base));
+    }
+    let measured = format!("{:.3} ms ({:.3} over {:.3})", median(added), median(ours), median(bare));
+    row("added p50 of one Decrypt", measured, "< 0.35 ms");
+}
+
+/// Calls per second and CPU per Decrypt at a number in flight.
+async fn throughput(stage: &Stage, program: &Program, in_flight: usize) {
+    let (mut ratios, mut cpu, mut ours, mut bare) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let base = bare_round(stage, in_flight, MANY_AT_A_TIME).await.rate();
+        let before = measure::cpu_time(program.pid());
+        let through = our_round(program, in_flight, MANY_AT_A_TIME).await.rate();
+        let used = measure::cpu_time(program.pid()).saturating_sub(before);
+        cpu.push(used.as_secs_f64() * 1e6 / MANY_AT_A_TIME as f64);
+        ratios.push(through / base);
+        ours.push(through);
+        bare.push(base);
+    }
+    let measured = format!("{:.2} ({:.0} of {:.0} a second)", median(ratios), median(ours), median(bare));
+    row(&format!("Decrypt at {in_flight} in flight, share of bare calls"), measured, ">= 0.85");
+    row(&format!("CPU per Decrypt in our process at {in_flight}"), format!("{:.0} us", median(cpu)), "< 80 us");
+}
+
+/// Status against an empty tonic handler on a socket of the same kind, 16 callers.
+async fn status(program: &Program) {
+    let empty = stage::EmptyServer::start().await;
+    let before = program.openbao_attempts().await;
+    let (mut ratios, mut ours, mut bare) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let base = status_round(empty.client.clone()).await.percentile(0.99);
+        let through = status_round(program.client.clone()).await.percentile(0.99);
+        ratios.push(through.as_secs_f64() / base.as_secs_f64());
+        ours.push(millis(through));
+        bare.push(millis(base));
+    }
+    let calls = program.openbao_attempts().await - before;
+    let measured =
+        format!("{:.2} ({:.2} over {:.2} ms), {calls} OpenBao calls", median(ratios), median(ours), median(bare));
+    row("Status p99 at 16, ratio to an empty handler", measured, "<= 1.3, 0");
+}
+
+async fn status_round(client: program::Client) -> measure::Round {
+    load(16, 8_000, move |_| {
+        let client = client.clone();
+        async move {
+            client.status().await.expect("Status");
+        }
+    })
+    .await
+}
+
+/// A thousand decrypts of twenty seeds at once, on a new process's cold pool.
+async fn storm(program: &Program, what: &str) {
+    let (mut took, mut calls) = (Vec::new(), Vec::new());
+    let refused = Arc::new(AtomicUsize::new(0));
+    for _ in 0..ROUNDS {
+        let seeds = program.wrap(SEEDS).await;
+        let before = program.decrypt_attempts().await;
+        let started = Instant::now();
+        let callers: Vec<_> = (0..STORM)
+            .map(|at| {
+                let (client, seed, refused) = (program.client.clone(), seeds[at % SEEDS].clone(), refused.clone());
+                tokio::spawn(async move {
+                    if open(&client, &seed).await.is_err() {
+                        refused.fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        for caller in callers {
+            caller.await.expect("a caller");
+        }
+        took.push(millis(started.elapsed()));
+        calls.push((program.decrypt_attempts().await - before) as f64 / SEEDS as f64);
+    }
+    let measured = format!(
+        "{:.0} ms, {:.1} Transit calls a seed, {} refused",
+        median(took),
+        median(calls),
+        refused.load(Ordering::Relaxed)
+    );
+    let bound = if what.is_empty() { "< 150 ms, <= 5, 0" } else { "<= 2 a seed, 0 refused" };
+    row(&format!("{STORM} decrypts of {SEEDS} seeds at once{what}"), measured, bound);
+}
+
+async fn open(client: &program::Client, sealed: &Sealed) -> Result<Vec<u8>, program::ClientError> {
+    client.decrypt(sealed.ciphertext.clone(), "bench", &sealed.key_id, sealed.annotations.clone()).await
+}
+
+async fn our_round(program: &Program, in_flight: usize, total: usize) -> measure::Round {
+    let seeds = program.seeds(total).await;
+    let client = program.client.clone();
+    load(in_flight, total, move |at| {
+        let (client, seeds) = (client.clone(), seeds.clone());
+        async move {
+            open(&client, &seeds[at]).await.expect("Decrypt");
+        }
+    })
+    .await
+}
+
+async fn bare_round(stage: &Stage, in_flight: usize, total: usize) -> measure::Round {
+    let bodies = stage.bodies(total).await;
+    let bare = stage.bare();
+    load(in_flight, total, move |at| {
+        let (bare, bodies) = (bare.clone(), bodies.clone());
+        async move { bare.decrypt(&bodies[at]).await }
+    })
+    .await
+}
