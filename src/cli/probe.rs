@@ -32,8 +32,11 @@ struct Step {
 }
 
 #[derive(Default, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Report {
     ok: bool,
+    /// What Status announces: the same on every node before the first object is written.
+    key_id: Option<String>,
     steps: Vec<Step>,
 }
 
@@ -91,6 +94,7 @@ async fn steps(args: &Args, report: &mut Report) -> Option<()> {
     };
     let status =
         report.step("status", status, |status| format!("{} ok, key_id {}", status.version, status.key_id)).await?;
+    report.key_id = Some(status.key_id.clone());
     let mut seed = vec![0; 32];
     aws_lc_rs::rand::fill(&mut seed).ok()?;
     let encrypt = async {
