@@ -13,6 +13,7 @@ mod suite {
     mod peers;
     #[cfg(feature = "dev")]
     mod pipe;
+    mod probe;
     mod puppet;
     #[cfg(feature = "dev")]
     mod serve;

@@ -6,8 +6,14 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::{Exit, runtime, say};
-use crate::front::client::{Client, ClientError};
+use crate::front::client::{Client, ClientError, EncryptResponse};
+use crate::key::annotations;
 use crate::units::Span;
+
+/// The versions of the protocol that kube-apiserver accepts.
+const VERSIONS: [&str; 2] = ["v2", "v2beta1"];
+/// What a key_id and a ciphertext may measure, in bytes.
+const MAX_FIELD: usize = 1024;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -86,10 +92,11 @@ async fn steps(args: &Args, report: &mut Report) -> Option<()> {
     let client = report.step("connect", connect, |_| args.socket.display().to_string()).await?.with_timeout(within);
     let status = async {
         let status = client.status().await.map_err(|error| error.to_string())?;
-        if status.healthz == "ok" && !status.key_id.is_empty() {
+        let fits = VERSIONS.contains(&&*status.version) && status.healthz == "ok" && is_key_id(&status.key_id);
+        if fits {
             Ok(status)
         } else {
-            Err(format!("version {}, healthz {:?}, key_id {:?}", status.version, status.healthz, status.key_id))
+            Err(format!("version {:?}, healthz {:?}, key_id {:?}", status.version, status.healthz, status.key_id))
         }
     };
     let status =
@@ -99,7 +106,7 @@ async fn steps(args: &Args, report: &mut Report) -> Option<()> {
     aws_lc_rs::rand::fill(&mut seed).ok()?;
     let encrypt = async {
         let sealed = client.encrypt(seed.clone(), "probe").await.map_err(|error| error.to_string())?;
-        if sealed.key_id == status.key_id { Ok(sealed) } else { Err("its key_id is not the one of Status".to_owned()) }
+        judge(&sealed, &status.key_id).map(|()| sealed).map_err(str::to_owned)
     };
     let sealed = report.step("encrypt", encrypt, |sealed| format!("{} bytes", sealed.ciphertext.len())).await?;
     let decrypt = async {
@@ -109,6 +116,29 @@ async fn steps(args: &Args, report: &mut Report) -> Option<()> {
         if opened == seed { Ok(()) } else { Err("what came back is not what was sent".to_owned()) }
     };
     report.step("decrypt", decrypt, |()| "the same 32 bytes came back".to_owned()).await
+}
+
+/// What kube-apiserver checks of an Encrypt reply before it uses the seed (`kmsv2/envelope.go`).
+fn judge(sealed: &EncryptResponse, announced: &str) -> Result<(), &'static str> {
+    let annotations = &sealed.annotations;
+    let bytes: usize = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if !is_key_id(&sealed.key_id) {
+        Err("its key_id is empty or longer than 1024 bytes")
+    } else if sealed.key_id != announced {
+        Err("its key_id is not the one of Status")
+    } else if sealed.ciphertext.is_empty() || sealed.ciphertext.len() > MAX_FIELD {
+        Err("its ciphertext is empty or longer than 1024 bytes")
+    } else if bytes > annotations::MAX_BYTES {
+        Err("its annotations are larger than 32 KiB")
+    } else if !annotations.keys().all(|key| annotations::is_well_formed_key(key)) {
+        Err("a key of its annotations is no lower-case DNS name of two labels")
+    } else {
+        Ok(())
+    }
+}
+
+fn is_key_id(text: &str) -> bool {
+    (1..=MAX_FIELD).contains(&text.len())
 }
 
 fn describe(error: ClientError) -> String {

@@ -68,6 +68,7 @@ fn mode_and_group_are_right_whenever_there_is_a_socket() {
     for mode in [0o600, 0o660, 0o666] {
         let folder = folder();
         let path = folder.path().join("kms.sock");
+        let fresh = folder.path().join(".kms.sock.new");
         let mut config = config(&path);
         config.mode = Mode::new(mode);
         config.group = Some(some_group().to_string());
@@ -82,6 +83,10 @@ fn mode_and_group_are_right_whenever_there_is_a_socket() {
                             seen.insert((meta.file_type().is_socket(), meta.mode() & 0o7777, meta.gid()));
                         }
                         Err(_) => assert!(!there, "there was a moment without a socket"),
+                    }
+                    // Even the temporary name never allows more than the configured mode.
+                    if let Ok(meta) = fresh.symlink_metadata() {
+                        assert_eq!(meta.mode() & 0o7777 & !mode, 0, "{:o} of {mode:o}", meta.mode());
                     }
                     looks += 1;
                 }

@@ -151,3 +151,28 @@ fn place(
 fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_appears_between_the_look_and_the_rename_is_left_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("kms.sock");
+        let config: Config = serde_json::from_value(serde_json::json!({ "path": path })).expect("a config");
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("a dead socket"));
+        let known = examine(&path).expect("dead").expect("there");
+        std::fs::rename(&path, folder.path().join("moved")).expect("moved");
+        for known in [None, Some(&known)] {
+            std::fs::write(&path, "precious").expect("a file");
+            let error = listen(&config, None, known).expect_err("refused");
+            assert!(matches!(error, SocketError::Occupied { .. }), "{error}");
+            assert_eq!(std::fs::read(&path).expect("still there"), b"precious");
+            assert!(folder.path().join(".kms.sock.new").symlink_metadata().is_err(), "nothing is left behind");
+        }
+        std::fs::remove_file(&path).expect("removed");
+        assert!(listen(&config, None, Some(&known)).is_err(), "what was there a moment ago has gone");
+        listen(&config, None, None).expect("nothing was there and nothing is");
+    }
+}
