@@ -7,15 +7,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
-use secrecy::{SecretSlice, SecretString};
+use secrecy::SecretSlice;
 use tokio::time::Instant;
 use tower::util::BoxCloneSyncService;
 
 use crate::error::Error;
 use crate::key::{KeyId, Version};
+
+mod bao;
+
+pub use bao::{BaoCall, BaoReply, Credential, Exchange, Method, Purpose};
 
 /// Bytes that are wiped when their last holder lets go, and never printed.
 pub type Secret = Arc<SecretSlice<u8>>;
@@ -159,98 +163,6 @@ pub enum Reply {
     Decrypted(Secret),
 }
 
-/// HTTP methods that OpenBao is asked with.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Method {
-    /// Read.
-    Get,
-    /// Write, login, encrypt, decrypt.
-    Post,
-}
-
-/// What an exchange with OpenBao is for: a metric label and a span name.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub enum Purpose {
-    /// Transit encrypt.
-    Encrypt,
-    /// Transit decrypt, single or batch.
-    Decrypt,
-    /// Reading the key's metadata.
-    Metadata,
-    /// Reading `config/keys`.
-    KeysConfig,
-    /// A login.
-    Login,
-    /// A renewal of the token.
-    Renew,
-    /// Giving the token back.
-    Revoke,
-    /// `sys/health`.
-    Health,
-}
-
-/// Which token a [`BaoCall`] carries.
-#[derive(Clone, Debug)]
-pub enum Credential {
-    /// None: login and `sys/health`.
-    Anonymous,
-    /// The session's, attached by the `token` layer.
-    Session,
-    /// This one: renewal, revocation, and what the `token` layer makes of `Session`.
-    Token(SecretString),
-}
-
-/// One question to OpenBao. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct BaoCall {
-    /// GET or POST.
-    pub method: Method,
-    /// Below `/v1/`, already escaped, without leading slash: `transit/decrypt/k8s`.
-    pub path: Arc<str>,
-    /// The JSON body, wiped after use as it may hold plaintext or credentials.
-    pub body: Option<Secret>,
-    /// Which token goes along.
-    pub credential: Credential,
-    /// Whether the namespace header goes along: always, but for `sys/health`, which refuses it.
-    pub namespaced: bool,
-    /// What it is for.
-    pub purpose: Purpose,
-    /// When the answer is due.
-    pub deadline: Instant,
-    /// Where the KMS call that leads to it is; a call of our own has one nobody looks at.
-    pub progress: Progress,
-    /// The trace to join.
-    pub trace: Option<TraceContext>,
-}
-
-/// OpenBao's answer, whatever its status.
-#[derive(Clone)]
-pub struct BaoReply {
-    /// The HTTP status.
-    pub status: u16,
-    /// The body, bounded in size; may hold plaintext, so it has no `Debug`.
-    pub body: Bytes,
-    /// OpenBao's clock: the `Date` header.
-    pub date: Option<SystemTime>,
-    /// `Retry-After`, in seconds form.
-    pub retry_after: Option<Duration>,
-    /// `Location` of a redirect.
-    pub location: Option<String>,
-    /// Position of the answering address in the configured endpoints; `None` for a redirect host.
-    pub endpoint: Option<usize>,
-}
-
-/// One exchange: a question and the address that gets it. `http` serves it; `endpoint` makes it.
-#[derive(Clone, Debug)]
-pub struct Exchange {
-    /// Scheme, host and port: `https://bao-0:8200`.
-    pub origin: Arc<str>,
-    /// Position in the configured endpoints; `None` for a redirect host.
-    pub endpoint: Option<usize>,
-    /// The question.
-    pub call: BaoCall,
-}
-
 // === impl Kind ===
 
 impl Kind {
@@ -259,36 +171,6 @@ impl Kind {
         match self {
             Self::Encrypt => "encrypt",
             Self::Decrypt => "decrypt",
-        }
-    }
-}
-
-// === impl Purpose ===
-
-impl Purpose {
-    /// Every purpose, for tables.
-    pub const ALL: [Purpose; 8] = [
-        Self::Encrypt,
-        Self::Decrypt,
-        Self::Metadata,
-        Self::KeysConfig,
-        Self::Login,
-        Self::Renew,
-        Self::Revoke,
-        Self::Health,
-    ];
-
-    /// The word for logs and metrics.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Encrypt => "encrypt",
-            Self::Decrypt => "decrypt",
-            Self::Metadata => "metadata",
-            Self::KeysConfig => "keys_config",
-            Self::Login => "login",
-            Self::Renew => "renew",
-            Self::Revoke => "revoke",
-            Self::Health => "health",
         }
     }
 }
@@ -362,37 +244,6 @@ impl Bound {
             Payload::Encrypt(_) => Kind::Encrypt,
             Payload::Decrypt(_) => Kind::Decrypt,
         }
-    }
-}
-
-// === impl BaoCall ===
-
-impl BaoCall {
-    /// A call of our own (not on behalf of a KMS call), due after `within`.
-    pub fn own(purpose: Purpose, method: Method, path: impl Into<Arc<str>>, within: Duration) -> Self {
-        Self {
-            method,
-            path: path.into(),
-            body: None,
-            credential: Credential::Session,
-            namespaced: true,
-            purpose,
-            deadline: Instant::now() + within,
-            progress: Progress::default(),
-            trace: None,
-        }
-    }
-
-    /// The same call with a JSON body.
-    pub fn with_body(mut self, body: Vec<u8>) -> Self {
-        self.body = Some(secret(body));
-        self
-    }
-
-    /// The same call with this credential.
-    pub fn with_credential(mut self, credential: Credential) -> Self {
-        self.credential = credential;
-        self
     }
 }
 

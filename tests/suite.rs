@@ -9,6 +9,7 @@ mod suite {
     mod deploy;
     mod door;
     mod generated;
+    mod house;
     mod inherit;
     mod peers;
     #[cfg(feature = "dev")]
