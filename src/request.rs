@@ -39,6 +39,12 @@ pub enum Kind {
     Decrypt,
 }
 
+/// Calls that share one exchange with the backend: one Encrypt, or one Decrypt or more.
+pub type Lot = Vec<Bound>;
+
+/// What became of the calls of a [`Lot`], in its order.
+pub type Outcomes = Vec<Result<Reply, Error>>;
+
 /// A part of the path, for "which part was slow".
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
@@ -59,7 +65,11 @@ pub enum Stage {
 
 /// Where a call is right now; shared between its layers and whoever has to say why it was late.
 #[derive(Clone, Debug, Default)]
-pub struct Progress(Arc<AtomicU8>);
+pub struct Progress {
+    at: Arc<AtomicU8>,
+    /// Those who are wherever this one is: the calls of a lot.
+    others: Option<Arc<[Progress]>>,
+}
 
 /// W3C trace context of a caller, handed on to OpenBao unchanged but for the span.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -196,14 +206,22 @@ impl Stage {
 // === impl Progress ===
 
 impl Progress {
+    /// One that takes all of these along.
+    pub fn of_all(all: impl Iterator<Item = Progress>) -> Self {
+        Self { at: Arc::default(), others: Some(all.collect()) }
+    }
+
     /// Notes that the call is now in this part.
     pub fn enter(&self, stage: Stage) {
-        self.0.store(stage as u8 + 1, Ordering::Relaxed);
+        self.at.store(stage as u8 + 1, Ordering::Relaxed);
+        for other in self.others.iter().flat_map(|others| others.iter()) {
+            other.enter(stage);
+        }
     }
 
     /// The part that the call is in; `None` before the first.
     pub fn stage(&self) -> Option<Stage> {
-        usize::from(self.0.load(Ordering::Relaxed)).checked_sub(1).and_then(|at| Stage::ALL.get(at).copied())
+        usize::from(self.at.load(Ordering::Relaxed)).checked_sub(1).and_then(|at| Stage::ALL.get(at).copied())
     }
 }
 

@@ -1,6 +1,7 @@
 //! The program under measurement: the binary of this very build, run as `serve` with a file of its own.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +10,10 @@ pub use bao_kms_provider::front::client::{Client, ClientError};
 
 use crate::stage::{Sealed, Stage};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_bao-kms-provider");
+/// The binary that is measured: the packaged one that `benches/run` names, or else the one of this very build.
+fn binary() -> PathBuf {
+    std::env::var_os("BAO_KMS_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_bao-kms-provider").into(), PathBuf::from)
+}
 
 /// A running program; killed when dropped.
 pub struct Program {
@@ -32,7 +36,7 @@ impl Program {
         let admin = format!("127.0.0.1:{}", crate::stage::free_port());
         std::fs::write(&file, stage.config(url, &socket, &admin)).expect("the configuration");
         let began = Instant::now();
-        let child = Command::new(BINARY)
+        let child = Command::new(binary())
             .args(["serve", "--config"])
             .arg(&file)
             .stderr(Stdio::null())
@@ -120,5 +124,5 @@ impl Drop for Program {
 
 /// The size of the binary in MB.
 pub fn binary_mb() -> f64 {
-    std::fs::metadata(BINARY).expect("the binary").len() as f64 / 1e6
+    std::fs::metadata(binary()).expect("the binary").len() as f64 / 1e6
 }

@@ -12,7 +12,7 @@ use tower::Service;
 
 use super::Answer;
 use crate::error::{Class, Error};
-use crate::request::{Bound, Kind, Reply, Stage};
+use crate::request::{Bound, Kind, Lot, Outcomes, Stage};
 use crate::telemetry::metrics::PipelineMetrics;
 
 /// `layers.admit`
@@ -56,8 +56,8 @@ struct Slot {
     gate: Arc<Gate>,
 }
 
-/// A place in the queue; given back when dropped, so that a caller that hangs up leaves none behind.
-struct Place<'a>(&'a Gate);
+/// Places in the queue, one for each call; given back when dropped, so that who hangs up leaves none behind.
+struct Place<'a>(&'a Gate, usize);
 
 // === impl Admit ===
 
@@ -78,14 +78,17 @@ impl<S> Admit<S> {
 // === impl Gate ===
 
 impl Gate {
-    async fn slot(self: &Arc<Self>, bound: &Bound) -> Result<Slot, Error> {
+    async fn slot(self: &Arc<Self>, lot: &Lot) -> Result<Slot, Error> {
         let closed = |_| Error::new(Class::Internal, "the gate is closed");
-        let kind = bound.kind();
+        // A lot is of one kind; an empty one does no work and needs no slot of Encrypt's.
+        let kind = lot.first().map_or(Kind::Decrypt, Bound::kind);
         if let Some(slot) = self.try_slot(kind) {
             return Ok(slot);
         }
-        let _place = self.queue()?;
-        bound.context.progress.enter(Stage::Queue);
+        let _place = self.queue(lot.len())?;
+        for bound in lot {
+            bound.context.progress.enter(Stage::Queue);
+        }
         let decrypt = match kind {
             Kind::Encrypt => None,
             Kind::Decrypt => Some(self.decrypts.clone().acquire_owned().await.map_err(closed)?),
@@ -108,9 +111,9 @@ impl Gate {
         Slot { held: Some((slot, decrypt)), gate: self.clone() }
     }
 
-    fn queue(&self) -> Result<Place<'_>, Error> {
-        let waiting = self.waiting.fetch_add(1, Ordering::Relaxed) + 1;
-        let place = Place(self);
+    fn queue(&self, calls: usize) -> Result<Place<'_>, Error> {
+        let waiting = self.waiting.fetch_add(calls, Ordering::Relaxed) + calls;
+        let place = Place(self, calls);
         self.metrics.set_queued(waiting);
         if waiting > self.max_queued {
             return Err(Error::new(Class::Overloaded, "more calls wait for a slot than layers.admit.maxQueued"));
@@ -121,7 +124,7 @@ impl Gate {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let waiting = self.0.waiting.fetch_sub(1, Ordering::Relaxed) - 1;
+        let waiting = self.0.waiting.fetch_sub(self.1, Ordering::Relaxed) - self.1;
         self.0.metrics.set_queued(waiting);
     }
 }
@@ -134,24 +137,24 @@ impl Drop for Slot {
     }
 }
 
-impl<S> Service<Bound> for Admit<S>
+impl<S> Service<Lot> for Admit<S>
 where
-    S: Service<Bound, Response = Reply, Error = Error> + Clone + Send + 'static,
+    S: Service<Lot, Response = Outcomes, Error = Error> + Clone + Send + 'static,
     S::Future: Send + 'static,
 {
-    type Response = Reply;
+    type Response = Outcomes;
     type Error = Error;
-    type Future = Answer<Reply>;
+    type Future = Answer<Outcomes>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, bound: Bound) -> Self::Future {
+    fn call(&mut self, lot: Lot) -> Self::Future {
         let Self { mut inner, gate } = self.clone();
         Box::pin(async move {
-            let _slot = gate.slot(&bound).await?;
-            inner.call(bound).await
+            let _slot = gate.slot(&lot).await?;
+            inner.call(lot).await
         })
     }
 }
@@ -167,19 +170,19 @@ mod tests {
 
     fn stuck(
         config: Config,
-    ) -> Admit<impl Service<Bound, Response = Reply, Error = Error, Future = Answer<Reply>> + Clone + Send> {
-        let never = tower::service_fn(|_: Bound| -> Answer<Reply> { Box::pin(std::future::pending()) });
+    ) -> Admit<impl Service<Lot, Response = Outcomes, Error = Error, Future = Answer<Outcomes>> + Clone + Send> {
+        let never = tower::service_fn(|_: Lot| -> Answer<Outcomes> { Box::pin(std::future::pending()) });
         Admit::new(never, &config, PipelineMetrics::new())
     }
 
     #[tokio::test(start_paused = true)]
     async fn decrypts_leave_one_slot_for_encrypt() {
         let mut admit = stuck(Config { max_in_flight: 3, max_queued: 10 });
-        let calls: Vec<_> = (0..5).map(|_| tokio::spawn(admit.call(decrypt("vault:v1:a", SECOND)))).collect();
+        let calls: Vec<_> = (0..5).map(|_| tokio::spawn(admit.call(vec![decrypt("vault:v1:a", SECOND)]))).collect();
         tokio::task::yield_now().await;
         assert_eq!(admit.gate.slots.available_permits(), 1);
         assert_eq!(admit.gate.waiting.load(Ordering::Relaxed), 3);
-        let write = tokio::spawn(admit.call(encrypt(SECOND)));
+        let write = tokio::spawn(admit.call(vec![encrypt(SECOND)]));
         tokio::task::yield_now().await;
         assert_eq!(admit.gate.slots.available_permits(), 0);
         for call in calls {
@@ -194,9 +197,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn beyond_the_queue_calls_are_refused() {
         let mut admit = stuck(Config { max_in_flight: 2, max_queued: 1 });
-        let _calls: Vec<_> = (0..2).map(|_| tokio::spawn(admit.call(decrypt("vault:v1:a", SECOND)))).collect();
+        let _calls: Vec<_> = (0..2).map(|_| tokio::spawn(admit.call(vec![decrypt("vault:v1:a", SECOND)]))).collect();
         tokio::task::yield_now().await;
-        let error = admit.call(decrypt("vault:v1:a", SECOND)).await.expect_err("refused");
+        let error = admit.call(vec![decrypt("vault:v1:a", SECOND)]).await.expect_err("refused");
         assert_eq!(error.class(), Class::Overloaded);
         assert_eq!(admit.gate.waiting.load(Ordering::Relaxed), 1);
     }

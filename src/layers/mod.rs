@@ -5,6 +5,7 @@
 
 mod aad;
 mod admit;
+mod batch;
 mod coalesce;
 mod deadline;
 mod endpoint;
@@ -29,7 +30,7 @@ use crate::auth::Session;
 use crate::error::Error;
 use crate::key::KeyState;
 use crate::plugin::Plugin;
-use crate::request::{BaoService, Bound, KmsService, Reply};
+use crate::request::{BaoService, KmsService, Lot, Outcomes};
 use crate::telemetry::metrics::PipelineMetrics;
 
 /// What a layer's call returns.
@@ -64,7 +65,9 @@ layers! {
     "coalesce" coalesce: coalesce::Config, "Identical decrypts in flight share one flight.",
         "Above retry and admit, so that a shared flight is repeated once and holds one slot.";
     "retry" retry: retry::Config, "The only place that repeats, by class, with jittered back-off and a budget.",
-        "Above admit, so that a call in back-off holds no slot.";
+        "Above batch and admit, so that each item of a batch is repeated for itself and a call in back-off holds no slot.";
+    "batch" batch: batch::Config, "Decrypts that come while others are on their way share one exchange.",
+        "Above admit, so that a batch holds one slot; below coalesce, so that no item stands in it twice.";
     "admit" admit: admit::Config, "Counts exchanges in flight; a bounded queue beyond; one slot is kept for Encrypt.",
         "Right above the exchange, so that it counts what OpenBao is really asked.";
     "token", "Attaches the session's token; a 403 leads to one shared login and one repeat.",
@@ -76,7 +79,7 @@ layers! {
 /// Encrypt and Decrypt from the door to Transit. The only place where the order is written.
 pub fn stack<S>(config: &Config, key: Arc<KeyState>, transit: S, metrics: Arc<PipelineMetrics>) -> KmsService
 where
-    S: Service<Bound, Response = Reply, Error = Error> + Clone + Send + Sync + 'static,
+    S: Service<Lot, Response = Outcomes, Error = Error> + Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
 {
     KmsService::new(
@@ -91,8 +94,10 @@ where
             .layer_fn(|inner| aad::Aad::new(inner, key.clone()))
             // Above retry and admit: a shared flight is repeated once and holds one slot.
             .layer_fn(|inner| coalesce::Coalesce::new(inner, &config.coalesce, metrics.clone()))
-            // Above admit: a call in back-off holds no slot.
+            // Above batch and admit: each item is repeated for itself, and a call in back-off holds no slot.
             .layer_fn(|inner| retry::Retry::new(inner, &config.retry, metrics.clone()))
+            // Above admit: a batch holds one slot. What waits here waits for a slot, so admit's bound counts.
+            .layer_fn(|inner| batch::Batch::new(inner, &config.batch, config.admit.max_queued, metrics.clone()))
             // Right above the exchange: counts what OpenBao is really asked.
             .layer_fn(|inner| admit::Admit::new(inner, &config.admit, metrics.clone()))
             .service(transit),

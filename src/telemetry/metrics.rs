@@ -54,6 +54,8 @@ pub struct PipelineMetrics {
     pub(super) shared: Counter,
     pub(super) hang_ups: Counter,
     pub(super) queued: Gauge,
+    pub(super) gathering: Gauge,
+    pub(super) batch_items: Histogram,
     pub(super) slots_used: Gauge,
     pub(super) logins: Family<CallLabels, Counter>,
     pub(super) panics: Counter,
@@ -85,6 +87,8 @@ impl Default for PipelineMetrics {
             shared: Counter::default(),
             hang_ups: Counter::default(),
             queued: Gauge::default(),
+            gathering: Gauge::default(),
+            batch_items: Histogram::new(exponential_buckets(1.0, 2.0, 8)),
             slots_used: Gauge::default(),
             logins: Family::default(),
             panics: Counter::default(),
@@ -127,6 +131,8 @@ impl PipelineMetrics {
         registry.register("coalesced", "Decrypts that shared the flight of an identical one.", self.shared.clone());
         registry.register("hang_ups", "Callers that left before their answer.", self.hang_ups.clone());
         registry.register("queued", "Calls that wait for a slot.", self.queued.clone());
+        registry.register("gathering", "Decrypts that wait for the next batch.", self.gathering.clone());
+        registry.register("batch_items", "Decrypts in one batch.", self.batch_items.clone());
         registry.register("slots_used", "Slots in use.", self.slots_used.clone());
         registry.register("logins", "Logins and renewals, by class.", self.logins.clone());
         registry.register("panics", "Calls that panicked; each is a defect.", self.panics.clone());
@@ -194,6 +200,16 @@ impl PipelineMetrics {
     /// Calls that wait for a slot.
     pub fn set_queued(&self, waiting: usize) {
         self.queued.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    }
+
+    /// Decrypts that wait for the next batch.
+    pub fn set_gathering(&self, waiting: usize) {
+        self.gathering.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    }
+
+    /// A batch of this many decrypts goes to OpenBao.
+    pub fn batched(&self, items: usize) {
+        self.batch_items.observe(f64::from(u32::try_from(items).unwrap_or(u32::MAX)));
     }
 
     /// Slots in use.

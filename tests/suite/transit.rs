@@ -34,7 +34,7 @@ fn version(number: u32, metadata: &Metadata) -> Arc<Version> {
 async fn call(transit: &Transit, version: &Arc<Version>, payload: Payload) -> Result<Reply, Error> {
     let mut context = Context::new("u");
     context.deadline = Some(Instant::now() + Duration::from_secs(10));
-    transit.clone().call(Bound { payload, version: version.clone(), context }).await
+    transit.clone().call(vec![Bound { payload, version: version.clone(), context }]).await?.remove(0)
 }
 
 async fn seal(transit: &Transit, version: &Arc<Version>) -> Result<bytes::Bytes, Error> {

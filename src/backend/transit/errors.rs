@@ -45,6 +45,11 @@ pub(super) fn classify(purpose: Purpose, reply: &BaoReply) -> Error {
     }
 }
 
+/// The error that the text of one item of a batch means.
+pub(super) fn classify_item(text: &str) -> Error {
+    bad_request(&|known| text.contains(known), &|class, detail| Error::new(class, detail))
+}
+
 fn bad_request(says: &dyn Fn(&str) -> bool, of: &dyn Fn(Class, &'static str) -> Error) -> Error {
     if says("soft-deleted") {
         of(Class::KeySoftDeleted, "the key is soft-deleted")

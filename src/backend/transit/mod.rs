@@ -19,7 +19,9 @@ pub use config::Config;
 
 use crate::error::{Class, Error};
 use crate::key::{Metadata, Version};
-use crate::request::{BaoCall, BaoReply, BaoService, Bound, Credential, Method, Payload, Purpose, Reply, secret};
+use crate::request::{
+    BaoCall, BaoReply, BaoService, Bound, Credential, Lot, Method, Outcomes, Payload, Progress, Purpose, Reply, secret,
+};
 
 /// How long a question of our own (metadata, probe) may take.
 const OWN_DEADLINE: Duration = Duration::from_secs(5);
@@ -28,7 +30,7 @@ const NO_DEADLINE: Duration = Duration::from_secs(30);
 /// The associated data of deep probes: never that of a stored object.
 const PROBE_AAD: &str = r#"{"purpose":"bao-kms-provider-deep-probe"}"#;
 
-/// `Service<Bound>` over OpenBao, and the keeper's questions.
+/// `Service<Lot>` over OpenBao, and the keeper's questions.
 #[derive(Clone)]
 pub struct Transit {
     bao: BaoService,
@@ -108,7 +110,15 @@ impl Transit {
         if reply.status == 200 { Ok(reply) } else { Err(errors::classify(purpose, &reply)) }
     }
 
-    async fn work(self, bound: Bound) -> Result<Reply, Error> {
+    async fn work(self, lot: Lot) -> Result<Outcomes, Error> {
+        match <[Bound; 1]>::try_from(lot) {
+            Ok([bound]) => Ok(vec![Ok(self.one(bound).await?)]),
+            Err(lot) if lot.is_empty() => Ok(Vec::new()),
+            Err(lot) => self.many(lot).await,
+        }
+    }
+
+    async fn one(self, bound: Bound) -> Result<Reply, Error> {
         let (version, context) = (&bound.version, bound.context);
         let (purpose, path, body) = match &bound.payload {
             Payload::Encrypt(seed) => (
@@ -137,6 +147,44 @@ impl Transit {
             Payload::Decrypt(_) => wire::decrypted(&reply.body).map(Reply::Decrypted),
         }
     }
+
+    /// Several decrypts in one question. Its time is that of the item that may wait longest; each caller keeps its own.
+    async fn many(self, lot: Lot) -> Result<Outcomes, Error> {
+        let mut items = Vec::with_capacity(lot.len());
+        for bound in &lot {
+            match &bound.payload {
+                Payload::Decrypt(text) => items.push((text.as_ref(), &*bound.version.associated_data)),
+                Payload::Encrypt(_) => return Err(Error::new(Class::Internal, "only decrypts go in batches")),
+            }
+        }
+        let longest = lot.iter().map(|bound| bound.context.deadline.unwrap_or_else(|| Instant::now() + NO_DEADLINE));
+        let call = BaoCall {
+            method: Method::Post,
+            path: self.paths.decrypt.clone(),
+            body: Some(secret(wire::batch_body(&items)?)),
+            credential: Credential::Session,
+            namespaced: true,
+            purpose: Purpose::Decrypt,
+            deadline: longest.max().unwrap_or_else(Instant::now),
+            progress: Progress::of_all(lot.iter().map(|bound| bound.context.progress.clone())),
+            trace: lot.first().and_then(|bound| bound.context.trace.clone()),
+        };
+        let reply = self.bao.clone().call(call).await?;
+        // A batch with failed items answers with their status and still carries the outcome of each.
+        let outcomes = match wire::batch_results(&reply.body) {
+            Some(outcomes) => outcomes,
+            None if reply.status == 200 => {
+                return Err(Error::new(Class::BadReply, "no results in the answer to a batch"));
+            }
+            None => return Err(errors::classify(Purpose::Decrypt, &reply)),
+        };
+        let named =
+            |(bound, outcome): (&Bound, Result<Reply, Error>)| outcome.map_err(|error| about(&bound.version, error));
+        if outcomes.len() != lot.len() {
+            return Err(Error::new(Class::BadReply, "the answer to a batch has another length"));
+        }
+        Ok(lot.iter().zip(outcomes).map(named).collect())
+    }
 }
 
 /// Names the key version in errors that are about one.
@@ -147,16 +195,16 @@ fn about(version: &Version, error: Error) -> Error {
     }
 }
 
-impl Service<Bound> for Transit {
-    type Response = Reply;
+impl Service<Lot> for Transit {
+    type Response = Outcomes;
     type Error = Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Reply, Error>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Outcomes, Error>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, bound: Bound) -> Self::Future {
-        Box::pin(self.clone().work(bound))
+    fn call(&mut self, lot: Lot) -> Self::Future {
+        Box::pin(self.clone().work(lot))
     }
 }

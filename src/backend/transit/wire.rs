@@ -10,9 +10,10 @@ use secrecy::ExposeSecret;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+use super::errors;
 use crate::error::{Class, Error};
 use crate::key::{Metadata, check};
-use crate::request::{Secret, secret};
+use crate::request::{Reply, Secret, secret};
 
 #[derive(Deserialize)]
 struct Envelope<T> {
@@ -30,6 +31,20 @@ struct Encrypted<'a> {
 struct Decrypted<'a> {
     #[serde(borrow)]
     plaintext: Cow<'a, str>,
+}
+
+#[derive(Deserialize)]
+struct Batch<'a> {
+    #[serde(borrow)]
+    batch_results: Vec<BatchItem<'a>>,
+}
+
+#[derive(Deserialize)]
+struct BatchItem<'a> {
+    #[serde(borrow, default)]
+    plaintext: Cow<'a, str>,
+    #[serde(borrow, default)]
+    error: Option<Cow<'a, str>>,
 }
 
 #[derive(Deserialize)]
@@ -59,13 +74,43 @@ pub(super) fn encrypt_body(seed: &Secret, associated_data: &str, version: u32) -
 /// # Errors
 /// `ciphertext_invalid` when the text holds what Transit never writes.
 pub(super) fn decrypt_body(text: &[u8], associated_data: &str) -> Result<Vec<u8>, Error> {
+    let mut body = Vec::with_capacity(text.len() + associated_data.len() + ITEM);
+    push_item(&mut body, text, associated_data)?;
+    Ok(body)
+}
+
+/// `batch_input` of texts with their associated data.
+///
+/// # Errors
+/// As [`decrypt_body`].
+pub(super) fn batch_body(items: &[(&[u8], &str)]) -> Result<Vec<u8>, Error> {
+    let size: usize = items.iter().map(|(text, aad)| text.len() + aad.len() + ITEM + 1).sum();
+    let mut body = Vec::with_capacity(size + 20);
+    body.extend_from_slice(b"{\"batch_input\":[");
+    for (at, (text, associated_data)) in items.iter().enumerate() {
+        if at > 0 {
+            body.push(b',');
+        }
+        push_item(&mut body, text, associated_data)?;
+    }
+    body.extend_from_slice(b"]}");
+    Ok(body)
+}
+
+/// What an item takes beside its text and its associated data.
+const ITEM: usize = 40;
+
+fn push_item(body: &mut Vec<u8>, text: &[u8], associated_data: &str) -> Result<(), Error> {
     let printable = text.iter().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\'));
     if !printable {
         return Err(Error::new(Class::CiphertextInvalid, "the ciphertext holds characters that Transit never writes"));
     }
     let parts: [&[u8]; 5] =
         [b"{\"ciphertext\":\"", text, b"\",\"associated_data\":\"", associated_data.as_bytes(), b"\"}"];
-    Ok(parts.concat())
+    for part in parts {
+        body.extend_from_slice(part);
+    }
+    Ok(())
 }
 
 /// The sealed text, after a check that it was sealed under the version that was asked for.
@@ -83,8 +128,21 @@ pub(super) fn encrypted(body: &Bytes, version: u32) -> Result<Bytes, Error> {
 
 /// The opened seed, in a buffer that is wiped.
 pub(super) fn decrypted(body: &Bytes) -> Result<Secret, Error> {
-    let Envelope { data } = parse::<Decrypted<'_>>(body)?;
-    let text = data.plaintext.as_bytes();
+    opened(&parse::<Decrypted<'_>>(body)?.data.plaintext)
+}
+
+/// The outcome of each item; `None` when the reply carries no results.
+pub(super) fn batch_results(body: &Bytes) -> Option<Vec<Result<Reply, Error>>> {
+    let results = parse::<Batch<'_>>(body).ok()?.data.batch_results;
+    let outcome = |item: BatchItem<'_>| match item.error {
+        Some(text) if !text.is_empty() => Err(errors::classify_item(&text)),
+        _ => opened(&item.plaintext).map(Reply::Decrypted),
+    };
+    Some(results.into_iter().map(outcome).collect())
+}
+
+fn opened(plaintext: &str) -> Result<Secret, Error> {
+    let text = plaintext.as_bytes();
     let padding = text.iter().rev().take(2).filter(|byte| **byte == b'=').count();
     let mut seed = Zeroizing::new(vec![0; (text.len() / 4 * 3).saturating_sub(padding)]);
     match STANDARD.decode_slice(text, &mut seed) {
@@ -172,6 +230,29 @@ mod tests {
             let error = encrypted(&reply(text, version), 2).expect_err("refused");
             assert_eq!(error.class(), Class::WrongVersion);
         }
+    }
+
+    #[test]
+    fn a_batch_carries_the_outcome_of_each_item() {
+        let body = batch_body(&[(b"vault:v7:AAAA", "YWFk"), (b"vault:v8:BBBB", "YWFl")]).expect("body");
+        let json: serde_json::Value = serde_json::from_slice(&body).expect("json");
+        let items = serde_json::json!([
+            {"ciphertext": "vault:v7:AAAA", "associated_data": "YWFk"},
+            {"ciphertext": "vault:v8:BBBB", "associated_data": "YWFl"},
+        ]);
+        assert_eq!(json, serde_json::json!({ "batch_input": items }));
+        assert!(batch_body(&[(b"vault:v7:AAAA", "YWFk"), (b"\"},{\"", "YWFk")]).is_err());
+        let reply = serde_json::json!({"data": {"batch_results": [
+            {"plaintext": "c2VlZA==", "reference": ""},
+            {"plaintext": "", "reference": "", "error": "cipher: message authentication failed"},
+            {"plaintext": "%%", "reference": ""},
+        ]}});
+        let outcomes = batch_results(&reply.to_string().into()).expect("results");
+        let class = |at: usize| outcomes[at].as_ref().err().map(Error::class);
+        assert!(matches!(&outcomes[0], Ok(Reply::Decrypted(seed)) if seed.expose_secret() == b"seed"));
+        assert_eq!((class(1), class(2)), (Some(Class::CiphertextInvalid), Some(Class::BadReply)));
+        assert!(batch_results(&Bytes::from(r#"{"errors":["permission denied"]}"#)).is_none());
+        assert!(batch_results(&Bytes::from(r#"{"data":{"plaintext":""}}"#)).is_none());
     }
 
     #[test]
