@@ -2,6 +2,8 @@
 
 mod suite {
     #[cfg(feature = "dev")]
+    mod admin;
+    #[cfg(feature = "dev")]
     mod bao;
     mod config;
     #[cfg(feature = "dev")]
@@ -11,6 +13,7 @@ mod suite {
     mod generated;
     mod house;
     mod inherit;
+    mod pages;
     mod peers;
     #[cfg(feature = "dev")]
     mod pipe;
@@ -25,6 +28,8 @@ mod suite {
     mod stub;
     #[cfg(feature = "dev")]
     mod support;
+    #[cfg(feature = "dev")]
+    mod traces;
     #[cfg(feature = "dev")]
     mod transit;
 }

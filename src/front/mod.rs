@@ -17,3 +17,4 @@ pub use config::{AllowPeers, Config};
 pub use inherit::Inherited;
 pub use server::{Door, serve};
 pub use socket::{Socket, SocketError, Source, acquire};
+pub use status_code::code as grpc_code;

@@ -6,7 +6,7 @@ use tonic::{Code, Status};
 use crate::error::{Class, Error};
 
 /// The code of a class.
-pub(super) fn code(class: Class) -> Code {
+pub fn code(class: Class) -> Code {
     match class {
         Class::InvalidRequest | Class::TooLarge | Class::KeyIdMalformed | Class::AnnotationsInvalid => {
             Code::InvalidArgument

@@ -4,6 +4,7 @@
 pub mod admin;
 mod engine;
 mod keeper;
+mod memory;
 pub mod pipeline;
 pub mod run;
 mod switch;
@@ -87,6 +88,11 @@ impl PluginHost {
         self.observe();
         self.run_admin(next.admin);
         Ok(())
+    }
+
+    /// What the admin listener and the minute's summary look at.
+    pub fn observed(&self) -> &Arc<ArcSwap<Vec<Observed>>> {
+        &self.observed
     }
 
     /// Closes all doors at once, lets calls in flight end, gives tokens back.

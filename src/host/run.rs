@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
-use super::{PluginHost, SocketState, systemd};
+use super::{PluginHost, SocketState, memory, systemd};
 use crate::config::{self, Config};
 use crate::front::Inherited;
 use crate::telemetry::{self, events};
@@ -46,6 +46,8 @@ pub async fn serve(files: Vec<PathBuf>, config: Config, telemetry: telemetry::Gu
     );
     let mut host = PluginHost::start(config, Inherited::from_environment());
     let watchdog = tokio::spawn(systemd::watchdog());
+    let tally = tokio::spawn(telemetry::tally::run(host.observed().clone()));
+    let memory = tokio::spawn(memory::keep_small());
     let mut announcer = Announcer::default();
     let mut look = tokio::time::interval(LOOK);
     let ending = loop {
@@ -59,7 +61,9 @@ pub async fn serve(files: Vec<PathBuf>, config: Config, telemetry: telemetry::Gu
     systemd::stopping();
     tracing::info!(event = events::STOPPING, "closing the doors; calls in flight are finished");
     host.stop().await;
-    watchdog.abort();
+    for beside in [watchdog, tally, memory] {
+        beside.abort();
+    }
     telemetry.shutdown().await;
     ending
 }

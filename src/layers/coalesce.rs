@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tower::Service;
+use tracing::Instrument;
 
 use super::Answer;
 use crate::error::{Class, Error};
@@ -92,7 +93,7 @@ where
         }
         let (landed, landing) = watch::channel(None);
         let (deadline, until) = watch::channel(deadline);
-        let task = tokio::spawn(fly(self.inner.clone(), bound, until, landed)).abort_handle();
+        let task = tokio::spawn(fly(self.inner.clone(), bound, until, landed).in_current_span()).abort_handle();
         let flight = Arc::new(Flight { key: key.clone(), flights: flights.clone(), landing, deadline, task });
         map.insert(key, Arc::downgrade(&flight));
         flight

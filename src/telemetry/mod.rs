@@ -9,6 +9,7 @@ pub mod observed;
 pub mod registry;
 pub mod tally;
 pub mod traces;
+mod watched;
 
 pub use config::{Config, TABLE};
 pub use logs::{Guard, InitError, init};

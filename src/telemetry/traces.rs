@@ -14,6 +14,7 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::config::Otlp;
+use super::watched::Watched;
 use crate::error::Class;
 use crate::files::{self, Secrecy};
 use crate::request::{Kind, Purpose, Request, TraceContext};
@@ -113,7 +114,7 @@ pub(super) fn provider(config: &Otlp) -> Result<SdkTracerProvider, TraceError> {
     }
     let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.sample_ratio)));
     Ok(SdkTracerProvider::builder()
-        .with_batch_exporter(exporter.build()?)
+        .with_batch_exporter(Watched::new(exporter.build()?))
         .with_sampler(sampler)
         .with_resource(Resource::builder().with_service_name("bao-kms-provider").build())
         .build())

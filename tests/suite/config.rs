@@ -20,7 +20,7 @@ fn yaml(path: &Path) -> Value {
 }
 
 /// Fails when a committed file is not what the program makes; `BLESS=1` writes it.
-fn current(path: &str, made: &str) {
+pub fn current(path: &str, made: &str) {
     let file = root().join(path);
     if std::env::var_os("BLESS").is_some() {
         std::fs::write(&file, made).expect("written");

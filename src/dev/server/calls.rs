@@ -17,6 +17,8 @@ pub struct Event {
     pub namespace: String,
     /// The kind of operation, as [`operation`] names it.
     pub operation: String,
+    /// The trace context that the caller sent; empty when there was none.
+    pub traceparent: String,
     /// The HTTP status; 0 when a fault left the caller without one.
     pub status: u16,
     /// From the end of the request's head to the answer.

@@ -100,6 +100,7 @@ async fn handle(
 
     let bearer = header("authorization").and_then(|value| value.strip_prefix("Bearer ").map(str::to_owned));
     let namespace = header("x-vault-namespace");
+    let traceparent = header("traceparent").unwrap_or_default();
     let mut call = Call {
         method: head.method.as_str().to_owned(),
         uri_path: head.uri.path().to_owned(),
@@ -118,6 +119,7 @@ async fn handle(
             path: path.clone(),
             namespace: namespace.clone().unwrap_or_default(),
             operation: kind.clone(),
+            traceparent: traceparent.clone(),
             status,
             elapsed: started.elapsed(),
         };
