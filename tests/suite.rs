@@ -10,6 +10,8 @@ mod suite {
     mod contract;
     mod deploy;
     mod door;
+    #[cfg(feature = "dev")]
+    mod faults;
     mod generated;
     mod house;
     mod inherit;

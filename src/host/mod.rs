@@ -9,15 +9,15 @@ pub mod pipeline;
 pub mod run;
 mod switch;
 mod systemd;
+mod watch;
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use tokio::task::JoinHandle;
 
 use crate::config::Config;
 use crate::front::Inherited;
-use crate::telemetry::observed::Observed;
+use crate::telemetry::observed::Outlook;
 
 pub use pipeline::{Pipeline, PipelineError, SocketState, fingerprint};
 pub use run::serve;
@@ -25,7 +25,7 @@ pub use run::serve;
 /// Everything that runs.
 pub struct PluginHost {
     pipelines: Vec<Pipeline>,
-    observed: Arc<ArcSwap<Vec<Observed>>>,
+    outlook: Arc<Outlook>,
     inherited: Inherited,
     admin: Option<Admin>,
 }
@@ -40,12 +40,7 @@ struct Admin {
 impl PluginHost {
     /// Starts every pipeline of the configuration and the admin listener. Waits for nothing.
     pub fn start(config: Config, inherited: Inherited) -> Self {
-        let mut host = Self {
-            pipelines: Vec::new(),
-            observed: Arc::new(ArcSwap::from_pointee(Vec::new())),
-            inherited,
-            admin: None,
-        };
+        let mut host = Self { pipelines: Vec::new(), outlook: Arc::default(), inherited, admin: None };
         host.pipelines = config.pipelines.into_iter().map(|one| Pipeline::start(one, &host.inherited)).collect();
         host.observe();
         host.run_admin(config.admin);
@@ -91,8 +86,8 @@ impl PluginHost {
     }
 
     /// What the admin listener and the minute's summary look at.
-    pub fn observed(&self) -> &Arc<ArcSwap<Vec<Observed>>> {
-        &self.observed
+    pub fn outlook(&self) -> &Arc<Outlook> {
+        &self.outlook
     }
 
     /// Closes all doors at once, lets calls in flight end, gives tokens back.
@@ -108,7 +103,7 @@ impl PluginHost {
     }
 
     fn observe(&self) {
-        self.observed.store(Arc::new(self.pipelines.iter().map(Pipeline::observed).collect()));
+        self.outlook.pipelines.store(Arc::new(self.pipelines.iter().map(Pipeline::observed).collect()));
     }
 
     fn run_admin(&mut self, config: Option<admin::Config>) {
@@ -118,7 +113,7 @@ impl PluginHost {
         if let Some(old) = self.admin.take() {
             old.task.abort();
         }
-        self.admin = config
-            .map(|config| Admin { task: tokio::spawn(admin::run(config.clone(), self.observed.clone())), config });
+        self.admin =
+            config.map(|config| Admin { task: tokio::spawn(admin::run(config.clone(), self.outlook.clone())), config });
     }
 }

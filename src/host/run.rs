@@ -1,11 +1,15 @@
-//! `serve`: runs the host until a signal ends it. SIGTERM and SIGINT drain, SIGHUP reloads; a bad file keeps what runs.
+//! `serve`: runs the host until a signal ends it. SIGTERM and SIGINT drain; SIGHUP and files that change reload; a bad file
+//! keeps what runs, and is shown until it is good or back at what it was.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::watch::Watch;
 use super::{PluginHost, SocketState, memory, systemd};
 use crate::config::{self, Config};
 use crate::front::Inherited;
@@ -33,7 +37,7 @@ struct Signals {
     hangup: Signal,
 }
 
-/// Runs the host. `files` are read again at each SIGHUP.
+/// Runs the host. `files` are read again at each SIGHUP and when they change.
 pub async fn serve(files: Vec<PathBuf>, config: Config, telemetry: telemetry::Guard) -> Ending {
     let Ok(mut signals) = Signals::listen() else {
         return Ending::NoSignals;
@@ -44,9 +48,12 @@ pub async fn serve(files: Vec<PathBuf>, config: Config, telemetry: telemetry::Gu
         pipelines = config.pipelines.len(),
         "started"
     );
+    let watch = Watch::new(files);
     let mut host = PluginHost::start(config, Inherited::from_environment());
+    let (told, mut changed) = mpsc::channel(1);
+    let watcher = tokio::spawn(watch.clone().run(told));
     let watchdog = tokio::spawn(systemd::watchdog());
-    let tally = tokio::spawn(telemetry::tally::run(host.observed().clone()));
+    let tally = tokio::spawn(telemetry::tally::run(host.outlook().clone()));
     let memory = tokio::spawn(memory::keep_small());
     let mut announcer = Announcer::default();
     let mut look = tokio::time::interval(LOOK);
@@ -55,23 +62,26 @@ pub async fn serve(files: Vec<PathBuf>, config: Config, telemetry: telemetry::Gu
             _ = look.tick() => if announcer.look(&host) == Verdict::GiveUp { break Ending::NoSocket },
             _ = signals.terminate.recv() => break Ending::Signal,
             _ = signals.interrupt.recv() => break Ending::Signal,
-            _ = signals.hangup.recv() => reload(&files, &mut host, &telemetry).await,
+            _ = signals.hangup.recv() => reload(&watch, &mut host, &telemetry).await,
+            Some(()) = changed.recv() => reload(&watch, &mut host, &telemetry).await,
         }
     };
     systemd::stopping();
     tracing::info!(event = events::STOPPING, "closing the doors; calls in flight are finished");
     host.stop().await;
-    for beside in [watchdog, tally, memory] {
+    for beside in [watchdog, tally, memory, watcher] {
         beside.abort();
     }
     telemetry.shutdown().await;
     ending
 }
 
-async fn reload(files: &[PathBuf], host: &mut PluginHost, telemetry: &telemetry::Guard) {
-    let loaded = match config::load(files) {
+async fn reload(watch: &Watch, host: &mut PluginHost, telemetry: &telemetry::Guard) {
+    let refused = |host: &PluginHost, why: String| host.outlook().config_refused.store(Some(Arc::new(why)));
+    let loaded = match config::load(watch.trying()) {
         Ok(loaded) => loaded,
         Err(findings) => {
+            refused(host, findings.to_string());
             tracing::error!(
                 event = events::RELOAD_REFUSED,
                 "the configuration is refused, what ran goes on: {findings}"
@@ -83,10 +93,12 @@ async fn reload(files: &[PathBuf], host: &mut PluginHost, telemetry: &telemetry:
     match host.reload(loaded.config).await {
         Ok(()) => {
             telemetry.set_level(logs.level);
+            host.outlook().config_refused.store(None);
             tracing::info!(event = events::RELOADED, "the configuration took effect");
         }
         Err(error) => {
-            tracing::error!(event = events::RELOAD_REFUSED, "the configuration is refused, what ran goes on: {error}")
+            refused(host, error.to_string());
+            tracing::error!(event = events::RELOAD_REFUSED, "the configuration is refused, what ran goes on: {error}");
         }
     }
 }

@@ -16,9 +16,12 @@ use crate::request::{BaoCall, BaoReply, Credential, Exchange, Method, Purpose, S
 use crate::telemetry::metrics::PipelineMetrics;
 use crate::telemetry::traces;
 
-mod order;
+mod breaker;
 
-use order::Order;
+use breaker::{Breakers, Pick, Trial};
+
+/// How long a probe of an address that failed may take.
+const PROBE_WITHIN: Duration = Duration::from_secs(1);
 
 /// One exchange as `http` serves it.
 type PipeService = BoxCloneSyncService<Exchange, BaoReply, Error>;
@@ -33,7 +36,7 @@ pub struct Endpoint {
 struct Shared {
     origins: Vec<Arc<str>>,
     redirect_hosts: Vec<String>,
-    order: Order,
+    breakers: Breakers,
     metrics: Arc<PipelineMetrics>,
 }
 
@@ -46,8 +49,8 @@ impl Endpoint {
         P: Service<Exchange, Response = BaoReply, Error = Error> + Clone + Send + Sync + 'static,
         P::Future: Send + 'static,
     {
-        let order = Order::new(origins.len());
-        let shared = Shared { origins, redirect_hosts, order, metrics };
+        let breakers = Breakers::new(origins.len(), metrics.clone());
+        let shared = Shared { origins, redirect_hosts, breakers, metrics };
         Self { pipe: PipeService::new(pipe), shared: Arc::new(shared) }
     }
 
@@ -55,13 +58,7 @@ impl Endpoint {
     pub async fn check_all(&self, within: Duration) -> Vec<(usize, Result<(), Error>)> {
         let checks = (0..self.shared.origins.len()).map(|at| {
             let endpoint = self.clone();
-            tokio::spawn(async move {
-                let call =
-                    BaoCall { namespaced: false, ..BaoCall::own(Purpose::Health, Method::Get, "sys/health", within) };
-                let call = call.with_credential(Credential::Anonymous);
-                let answer = endpoint.exchange(at, call).await.and_then(|reply| health(reply.status));
-                (at, answer)
-            })
+            tokio::spawn(async move { (at, endpoint.probe(at, within).await) })
         });
         let mut answers = Vec::new();
         for check in checks.collect::<Vec<_>>() {
@@ -71,12 +68,78 @@ impl Endpoint {
         answers
     }
 
+    /// `sys/health` of one address; a node that serves or forwards may be asked again.
+    async fn probe(&self, at: usize, within: Duration) -> Result<(), Error> {
+        let call = BaoCall { namespaced: false, ..BaoCall::own(Purpose::Health, Method::Get, "sys/health", within) };
+        let call = call.with_credential(Credential::Anonymous);
+        let origin = self.shared.origins[at].clone();
+        let answer = self.send(Exchange { origin, endpoint: Some(at), call }).await;
+        let answer = answer.and_then(|reply| health(reply.status));
+        match &answer {
+            Ok(()) => self.shared.breakers.probed(at),
+            Err(error) => self.shared.breakers.failed(at, error.class(), Instant::now()),
+        }
+        answer
+    }
+
+    /// The address for a call, and the right to try it when all have failed.
+    async fn address(&self, call: &BaoCall) -> Result<(usize, Option<Trial>), Error> {
+        let breakers = &self.shared.breakers;
+        loop {
+            let changed = breakers.changed();
+            let (until, class) = match breakers.pick(Instant::now()) {
+                Pick::Ask { at, trial } => return Ok((at, trial)),
+                Pick::Wait { until, class } => (until, class),
+            };
+            let late =
+                || Error::new(class, "every address has failed, and the next trial is later than the call can wait");
+            if until.is_some_and(|until| until >= call.deadline) {
+                return Err(late());
+            }
+            call.progress.enter(Stage::OpenBao);
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep_until(until.unwrap_or(call.deadline)) => {
+                    if until.is_none() {
+                        return Err(late());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Looks after addresses that failed while others serve, so that no call pays for finding out.
+    fn probe_others(&self) {
+        if let Some((at, trial)) = self.shared.breakers.probe_due(Instant::now()) {
+            let endpoint = self.clone();
+            tokio::spawn(async move {
+                let _trial = trial;
+                // What it found out is in the breaker.
+                let _ = endpoint.probe(at, PROBE_WITHIN).await;
+            });
+        }
+    }
+
     /// One exchange with one address, within the call's deadline.
     async fn exchange(&self, at: usize, call: BaoCall) -> Result<BaoReply, Error> {
         let origin = self.shared.origins[at].clone();
         let answer = self.send(Exchange { origin, endpoint: Some(at), call }).await;
-        self.shared.order.note(at, answer.as_ref().is_ok_and(|reply| !is_unwell(reply.status)));
+        // What a redirect says of the address shows where it leads.
+        if !answer.as_ref().is_ok_and(|reply| is_redirect(reply.status)) {
+            self.note(at, &answer);
+        }
         answer
+    }
+
+    fn note(&self, at: usize, answer: &Result<BaoReply, Error>) {
+        let unwell = match answer {
+            Ok(reply) => unwell(reply),
+            Err(error) => Some(error.class()),
+        };
+        match unwell {
+            None => self.shared.breakers.answered(at),
+            Some(class) => self.shared.breakers.failed(at, class, Instant::now()),
+        }
     }
 
     async fn send(&self, mut exchange: Exchange) -> Result<BaoReply, Error> {
@@ -90,8 +153,8 @@ impl Endpoint {
         let answer = tokio::time::timeout_at(due, self.pipe.clone().call(exchange).instrument(span)).await;
         let answer = answer.unwrap_or_else(|_| Err(Error::new(Class::Timeout, "no answer before the deadline")));
         let class = match &answer {
-            Ok(reply) if is_unwell(reply.status) => Some(status_class(reply.status)),
-            Ok(_) => None,
+            Ok(reply) if purpose == Purpose::Health => health(reply.status).err().map(|error| error.class()),
+            Ok(reply) => unwell(reply),
             Err(error) => Some(error.class()),
         };
         self.shared.metrics.attempted(purpose, endpoint, class, began.elapsed());
@@ -99,23 +162,37 @@ impl Endpoint {
     }
 
     async fn run(self, call: BaoCall) -> Result<BaoReply, Error> {
-        let at = self.shared.order.pick();
-        let reply = self.exchange(at, call.clone()).await?;
-        if !matches!(reply.status, 301 | 302 | 307 | 308) {
+        let (at, trial) = self.address(&call).await?;
+        let mut attempt = call.clone();
+        if trial.is_none() {
+            self.probe_others();
+            // An address that hears and never answers must leave time for another one.
+            if self.shared.breakers.has_other(at) {
+                let now = Instant::now();
+                attempt.deadline = now + call.deadline.saturating_duration_since(now) / 2;
+            }
+        }
+        let reply = self.exchange(at, attempt).await?;
+        if !is_redirect(reply.status) {
             return Ok(reply);
         }
         let (origin, endpoint) = self.redirect_target(reply.location.as_deref())?;
-        match self.send(Exchange { origin, endpoint, call }).await {
+        let answer = self.send(Exchange { origin, endpoint, call }).await;
+        if let Some(target) = endpoint {
+            self.note(target, &answer);
+        }
+        let answer = match answer {
             // A standby that still names a leader which died: the election is under way.
             Err(error) if error.class() == Class::Unreachable => {
-                self.shared.order.note(at, false);
                 Err(Error::new(Class::NoLeader, "a standby redirects to a leader that does not answer"))
             }
-            Ok(reply) if matches!(reply.status, 301 | 302 | 307 | 308) => {
+            Ok(reply) if is_redirect(reply.status) => {
                 Err(Error::new(Class::NoLeader, "the redirect's target redirects again"))
             }
             answer => answer,
-        }
+        };
+        self.note(at, &answer);
+        answer
     }
 
     /// The listed host that a `Location` names.
@@ -148,19 +225,24 @@ fn with_port(host: &str) -> String {
     if has_port { host } else { format!("{host}:443") }
 }
 
-/// Whether a status speaks against the address rather than against the call.
-fn is_unwell(status: u16) -> bool {
-    matches!(status, 429 | 500..=599)
+fn is_redirect(status: u16) -> bool {
+    matches!(status, 301 | 302 | 307 | 308)
 }
 
-fn status_class(status: u16) -> Class {
-    match status {
-        429 => Class::RateLimited,
-        500 => Class::ServerError,
-        503 => Class::Sealed,
-        _ => Class::NoLeader,
+/// What a reply says against its address rather than against its call. A standby without a leader answers 500 with
+/// `local node not active` (`openbao.md` B.5).
+fn unwell(reply: &BaoReply) -> Option<Class> {
+    match reply.status {
+        429 => Some(Class::RateLimited),
+        500 if reply.body.windows(NOT_ACTIVE.len()).any(|part| part == NOT_ACTIVE) => Some(Class::NoLeader),
+        500 => Some(Class::ServerError),
+        503 => Some(Class::Sealed),
+        501..=599 => Some(Class::NoLeader),
+        _ => None,
     }
 }
+
+const NOT_ACTIVE: &[u8] = b"node not active";
 
 /// What `sys/health` says (`openbao.md` B.5): 200 active, 429 standby, 501 not initialised, 503 sealed.
 fn health(status: u16) -> Result<(), Error> {

@@ -81,3 +81,88 @@ async fn a_repeat_meets_another_address() {
     assert!(endpoint.run(call()).await.is_ok());
     assert_eq!(*asked.lock().expect("log"), ["https://a:8200", "https://b:8200", "https://b:8200"]);
 }
+
+/// A node that refuses everything until this moment and answers from then on, and counts both.
+fn healing(after: Duration) -> (Endpoint, Arc<Mutex<(usize, usize)>>) {
+    let (asked, begun) = (Arc::new(Mutex::new((0, 0))), Instant::now());
+    let log = asked.clone();
+    let pipe = tower::service_fn(move |exchange: Exchange| {
+        let well = begun.elapsed() >= after;
+        let mut log = log.lock().expect("log");
+        *(if well { &mut log.1 } else { &mut log.0 }) += 1;
+        drop(log);
+        async move {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            let reply = BaoReply {
+                status: 200,
+                body: "{}".into(),
+                date: None,
+                retry_after: None,
+                location: None,
+                endpoint: exchange.endpoint,
+            };
+            if well { Ok(reply) } else { Err(Error::new(Class::NoLeader, "no")) }
+        }
+    });
+    let endpoint = Endpoint::new(vec![Arc::from("https://a:8200")], Vec::new(), pipe, PipelineMetrics::new());
+    (endpoint, asked)
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_nobody_answers_callers_wait_behind_one() {
+    let (endpoint, asked) = healing(Duration::from_millis(2_400));
+    let callers: Vec<_> = (0..16)
+        .map(|_| {
+            let endpoint = endpoint.clone();
+            tokio::spawn(async move {
+                let call = BaoCall { deadline: Instant::now() + Duration::from_secs(5), ..call() };
+                loop {
+                    match endpoint.clone().run(call.clone()).await {
+                        Ok(_) => return Ok(()),
+                        Err(error) if Instant::now() >= call.deadline => return Err(error),
+                        Err(_) => tokio::time::sleep(Duration::from_millis(25)).await,
+                    }
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.expect("a caller").expect("none is lost");
+    }
+    let (refused, answered) = *asked.lock().expect("log");
+    assert!(refused <= 16 + 8, "{refused} requests to nobody");
+    assert_eq!(answered, 16, "each caller asks the new leader once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_cannot_wait_for_the_next_trial_learns_why() {
+    let (endpoint, _) = healing(Duration::from_secs(60));
+    assert!(endpoint.clone().run(call()).await.is_err());
+    let call = BaoCall { deadline: Instant::now() + Duration::from_millis(10), ..call() };
+    let error = endpoint.run(call).await.err().expect("too late");
+    assert_eq!(error.class(), Class::NoLeader);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_never_answers_leaves_time_for_another() {
+    let pipe = tower::service_fn(|exchange: Exchange| async move {
+        if exchange.endpoint == Some(0) {
+            std::future::pending::<()>().await;
+        }
+        Ok(BaoReply {
+            status: 200,
+            body: "{}".into(),
+            date: None,
+            retry_after: None,
+            location: None,
+            endpoint: exchange.endpoint,
+        })
+    });
+    let origins = vec![Arc::from("https://a:8200"), Arc::from("https://b:8200")];
+    let endpoint = Endpoint::new(origins, Vec::new(), pipe, PipelineMetrics::new());
+    let due = Instant::now() + Duration::from_secs(2);
+    let call = BaoCall { deadline: due, ..call() };
+    let error = endpoint.clone().run(call.clone()).await.err().expect("black-holed");
+    assert_eq!((error.class(), due - Instant::now()), (Class::Timeout, Duration::from_secs(1)));
+    assert_eq!(endpoint.run(call).await.expect("the other").endpoint, Some(1));
+}

@@ -72,7 +72,7 @@ layers! {
         "Right above the exchange, so that it counts what OpenBao is really asked.";
     "token", "Attaches the session's token; a 403 leads to one shared login and one repeat.",
         "Below Transit, so that metadata reads and probes share it with KMS calls.";
-    "endpoint", "One attempt: one address, one exchange, at most one redirect to a listed host.",
+    "endpoint", "One attempt: one address, one exchange, at most one redirect to a listed host; a breaker for each address.",
         "Last, so that login and renewal, which carry no session token, share the choice of address.";
 }
 

@@ -42,6 +42,13 @@ pub struct KindLabel {
     pub call: &'static str,
 }
 
+/// One label: `endpoint`.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+pub struct EndpointLabel {
+    /// Position in the configured endpoints.
+    pub endpoint: String,
+}
+
 /// The instruments of one pipeline.
 #[derive(Clone, Debug)]
 pub struct PipelineMetrics {
@@ -62,6 +69,7 @@ pub struct PipelineMetrics {
     pub(super) token_expiry_unix: Gauge<f64, AtomicU64>,
     pub(super) credential_expiry_unix: Gauge<f64, AtomicU64>,
     pub(super) peers_refused: Counter,
+    pub(super) breakers: Family<EndpointLabel, Gauge>,
     pub(super) connections: Gauge<i64, AtomicI64>,
 }
 
@@ -95,6 +103,7 @@ impl Default for PipelineMetrics {
             token_expiry_unix: Gauge::default(),
             credential_expiry_unix: Gauge::default(),
             peers_refused: Counter::default(),
+            breakers: Family::default(),
             connections: Gauge::default(),
         }
     }
@@ -127,6 +136,11 @@ impl PipelineMetrics {
         registry.register("calls_in_flight", "Calls inside.", self.in_flight.clone());
         registry.register("openbao_attempts", "Exchanges with OpenBao.", self.attempts.clone());
         registry.register("openbao_attempt_seconds", "One exchange with OpenBao.", self.attempt_seconds.clone());
+        registry.register(
+            "endpoint_open",
+            "1 while calls keep away from an address because it failed, 0 otherwise.",
+            self.breakers.clone(),
+        );
         registry.register("repeats", "Calls tried again.", self.repeats.clone());
         registry.register("coalesced", "Decrypts that shared the flight of an identical one.", self.shared.clone());
         registry.register("hang_ups", "Callers that left before their answer.", self.hang_ups.clone());
@@ -185,6 +199,11 @@ impl PipelineMetrics {
         };
         self.attempts.get_or_create(&labels).inc();
         self.attempt_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Whether calls keep away from an address because it failed.
+    pub fn set_breaker(&self, endpoint: usize, open: bool) {
+        self.breakers.get_or_create(&EndpointLabel { endpoint: endpoint.to_string() }).set(i64::from(open));
     }
 
     /// A call is tried again.

@@ -2,13 +2,22 @@
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 
 use super::metrics::PipelineMetrics;
 use crate::key::{Finding, KeyState};
 
 /// Whether the socket is there: `Ok`, or the sentence that says why not.
 pub type SocketProbe = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// Everything that is seen from outside.
+#[derive(Default)]
+pub struct Outlook {
+    /// The pipelines that run.
+    pub pipelines: ArcSwap<Vec<Observed>>,
+    /// Why the configuration on disk is not what runs; `None` when it is.
+    pub config_refused: ArcSwapOption<String>,
+}
 
 /// One pipeline, seen from outside.
 #[derive(Clone)]

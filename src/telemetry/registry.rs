@@ -10,20 +10,27 @@ use std::fmt;
 use std::sync::atomic::AtomicU64;
 use tokio::time::Instant;
 
-use super::observed::Observed;
+use super::observed::{Observed, Outlook};
 
 type Labels = Vec<(&'static str, String)>;
 
-/// Everything that is known of these pipelines, as OpenMetrics text.
+/// Everything that is known, as OpenMetrics text.
 ///
 /// # Errors
 /// Never for a string; the signature is that of the encoder.
-pub fn render(pipelines: &[Observed]) -> Result<String, fmt::Error> {
+pub fn render(outlook: &Outlook) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("bao_kms");
     let build = Family::<Labels, Gauge>::default();
     build.get_or_create(&vec![("version", env!("CARGO_PKG_VERSION").to_owned())]).set(1);
     registry.register("build_info", "The version that runs.", build);
-    for pipeline in pipelines {
+    let refused = Gauge::<i64>::default();
+    refused.set(outlook.config_refused.load().is_some().into());
+    registry.register(
+        "config_refused",
+        "1 when the configuration on disk was refused: what runs is not what a restart would run.",
+        refused,
+    );
+    for pipeline in outlook.pipelines.load().iter() {
         let label = (Cow::Borrowed("pipeline"), Cow::Owned(pipeline.name.to_string()));
         let registry = registry.sub_registry_with_label(label);
         pipeline.metrics.register(registry);

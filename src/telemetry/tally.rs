@@ -4,20 +4,18 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-
 use super::events;
-use super::observed::Observed;
+use super::observed::Outlook;
 use crate::error::Class;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// Writes summaries until it is aborted.
-pub async fn run(observed: Arc<ArcSwap<Vec<Observed>>>) {
+pub async fn run(outlook: Arc<Outlook>) {
     let mut before: HashMap<(Arc<str>, Class, &'static str), u64> = HashMap::new();
     loop {
         tokio::time::sleep(MINUTE).await;
-        for pipeline in observed.load().iter() {
+        for pipeline in outlook.pipelines.load().iter() {
             for (call, class, count) in pipeline.metrics.failures() {
                 let known = before.insert((pipeline.name.clone(), class, call), count).unwrap_or(0);
                 // A reload may have put fresh counters under the same label.

@@ -71,3 +71,33 @@ async fn an_inherited_socket_serves_and_the_service_manager_is_told() {
     manager.hears(&["STOPPING=1"]);
     assert!(provider.setup.socket.exists(), "the socket is the service manager's, not ours to remove");
 }
+
+/// A minute without any socket ends the program, so that the service manager and its alerts see it.
+#[tokio::test]
+async fn without_any_socket_for_a_minute_the_program_ends_with_5() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("a folder");
+    let open = folder.path().join("open-to-all");
+    std::fs::create_dir(&open).expect("a directory");
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).expect("its mode");
+    let config = folder.path().join("config.yaml");
+    let text = format!(
+        "configVersion: v1
+pipelines:
+  - name: a
+    socket: {{ path: {} }}
+    identity: {{ providerName: p, clusterId: c, openbaoId: b, transitMountId: m, keyLineageId: l }}
+    auth: {{ jwt: {{ role: kms, file: /nowhere/identity.jwt }} }}
+    backend: {{ transit: {{ endpoints: [ \"https://127.0.0.1:1\" ], mount: transit, key: k }} }}
+",
+        open.join("kms.sock").display()
+    );
+    std::fs::write(&config, text).expect("the configuration");
+    let run = move || Command::new(PROGRAM).args(["serve", "--config"]).arg(config).output();
+    let began = std::time::Instant::now();
+    let output = tokio::task::spawn_blocking(run).await.expect("the thread").expect("the program");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(5), "{said}");
+    assert!(began.elapsed() >= Duration::from_secs(60), "others may still come within the minute");
+    assert!(said.contains("socket_refused") && said.contains("no pipeline could get its socket"), "{said}");
+}

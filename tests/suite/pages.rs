@@ -12,7 +12,7 @@ use bao_kms_provider::key::Outage;
 use bao_kms_provider::key::{Identity, KeyState, Severity, View, findings, identity, refresh};
 use bao_kms_provider::request::{Kind, Purpose};
 use bao_kms_provider::telemetry::metrics::PipelineMetrics;
-use bao_kms_provider::telemetry::observed::Observed;
+use bao_kms_provider::telemetry::observed::{Observed, Outlook};
 use bao_kms_provider::telemetry::{events, registry};
 
 use super::config::current;
@@ -54,8 +54,17 @@ const ALERTS: &[(&str, &str, &str)] = &[
         "sum by (pipeline, class) (rate(bao_kms_calls_total{class!=\"ok\"}[5m])) > 0.1",
         "Calls fail steadily; the class says why.",
     ),
+    (
+        "BaoKmsConfigRefused",
+        "bao_kms_config_refused == 1",
+        "The configuration on disk was refused. What ran goes on; a restart would run something else or nothing. `/readyz` says why.",
+    ),
     ("BaoKmsPanic", "increase(bao_kms_panics_total[1h]) > 0", "A defect of this program. Please report it."),
 ];
+
+fn outlook() -> Outlook {
+    Outlook { pipelines: ArcSwap::from_pointee(vec![observed()]), ..Outlook::default() }
+}
 
 /// A pipeline to which everything has happened once, so that every metric shows.
 fn observed() -> Observed {
@@ -66,6 +75,7 @@ fn observed() -> Observed {
     }
     metrics.attempted(Purpose::Login, Some(0), None, Duration::ZERO);
     metrics.logged_in("login", None);
+    metrics.set_breaker(0, false);
     let (refresh, _requests) = refresh::channel(Duration::from_secs(1));
     let key = KeyState::new(Duration::from_secs(1), Outage::StopWrites, refresh);
     key.failed(Class::Sealed, tokio::time::Instant::now());
@@ -94,7 +104,7 @@ fn observed() -> Observed {
 
 /// Name, type, labels and help of every metric, from the text that Prometheus reads.
 fn metrics() -> Vec<(String, String, String, String)> {
-    let text = registry::render(&[observed()]).expect("rendered");
+    let text = registry::render(&outlook()).expect("rendered");
     let mut rows: Vec<(String, String, String, String)> = Vec::new();
     for line in text.lines() {
         if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {

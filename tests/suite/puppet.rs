@@ -15,7 +15,7 @@ use bao_kms_provider::front::{self, Config, Door, Source};
 use bao_kms_provider::key::{Identity, KeyState, Metadata, Outage, View, identity, refresh};
 use bao_kms_provider::request::{KmsService, Operation, Request, Response, secret};
 use bao_kms_provider::telemetry::metrics::PipelineMetrics;
-use bao_kms_provider::telemetry::observed::Observed;
+use bao_kms_provider::telemetry::observed::{Observed, Outlook};
 use bao_kms_provider::telemetry::registry;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -162,7 +162,9 @@ impl House {
             fingerprint: String::new(),
             socket: Arc::new(|| Ok(())),
         };
-        let text = registry::render(&[observed]).expect("text");
+        let text =
+            registry::render(&Outlook { pipelines: ArcSwap::from_pointee(vec![observed]), ..Outlook::default() })
+                .expect("text");
         let line = text.lines().find(|line| line.starts_with(&format!("bao_kms_{name}{{")));
         line.and_then(|line| line.rsplit(' ').next()).map_or(0.0, |value| value.parse().expect("a number"))
     }

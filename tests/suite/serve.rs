@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bao_kms_provider::dev::server::{Fault, Options, Server};
-use bao_kms_provider::front::client::ClientError;
+use bao_kms_provider::front::client::{Client, ClientError};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -185,6 +185,9 @@ async fn reload_takes_what_is_good_and_keeps_what_runs_otherwise() {
     program.signal(Signal::HUP);
     program.logged("reload_refused").await;
     client.encrypt(vec![7; 32], "u").await.expect("what ran goes on");
+    assert!(stage.admin("/metrics").await.1.contains("bao_kms_config_refused 1"));
+    let (code, report) = stage.admin("/readyz").await;
+    assert!(code == 200 && report.contains("configRefused") && report.contains("configVersion"), "{report}");
 
     stage.write("config.yaml", &stage.config("").replace("clusterId: c", "clusterId: d"));
     program.signal(Signal::HUP);
@@ -195,6 +198,30 @@ async fn reload_takes_what_is_good_and_keeps_what_runs_otherwise() {
     program.logged("\"event\":\"reloaded\"").await;
     assert_eq!(client.status().await.expect("the same connection").key_id, before.key_id);
     client.encrypt(vec![7; 32], "u").await.expect("the new stack serves");
+    assert!(stage.admin("/metrics").await.1.contains("bao_kms_config_refused 0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_change_are_taken_over_without_a_signal() {
+    let stage = Stage::set().await;
+    let program = stage.serve(&stage.config(""));
+    let client = stage.client().await;
+    status_until(&client, "ok", |status| status.healthz == "ok").await;
+    stage.write("config.yaml", &stage.config("    layers: { batch: { maxItems: 0 } }"));
+    program.logged("reload_refused").await;
+    client.encrypt(vec![7; 32], "u").await.expect("what ran goes on");
+    // A second pipeline beside the first, whose connection stays.
+    let second = stage.config("").replace("name: a", "name: b").replace("kms.sock", "second.sock");
+    let pipeline = second.split("pipelines:\n").nth(1).and_then(|rest| rest.split("telemetry:").next()).expect("one");
+    stage.write("config.yaml", &stage.config("").replace("telemetry:", &format!("{pipeline}telemetry:")));
+    program.logged("\"event\":\"reloaded\"").await;
+    let began = std::time::Instant::now();
+    while Client::connect(stage.path("second.sock")).await.is_err() {
+        assert!(began.elapsed() < Duration::from_secs(10), "the second pipeline never came");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    client.encrypt(vec![7; 32], "u").await.expect("the same connection");
+    assert_eq!(program.output().matches("reload_refused").count(), 1, "each content is tried once");
 }
 
 #[tokio::test(flavor = "multi_thread")]

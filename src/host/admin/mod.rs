@@ -8,7 +8,6 @@ mod tls;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -19,19 +18,17 @@ use tokio::net::TcpListener;
 pub use config::{Config, Tls};
 
 use crate::telemetry::events;
-use crate::telemetry::observed::Observed;
+use crate::telemetry::observed::Outlook;
 use crate::telemetry::registry;
 
 const RETRY: Duration = Duration::from_secs(5);
 
-type Pipelines = Arc<ArcSwap<Vec<Observed>>>;
-
 /// Serves until it is aborted.
-pub async fn run(config: Config, pipelines: Pipelines) {
+pub async fn run(config: Config, outlook: Arc<Outlook>) {
     let mut told = false;
     loop {
         let trouble = match TcpListener::bind(config.listen).await {
-            Ok(listener) => match serve(&config, listener, pipelines.clone()).await {
+            Ok(listener) => match serve(&config, listener, outlook.clone()).await {
                 Ok(()) => return,
                 Err(error) => error,
             },
@@ -45,8 +42,8 @@ pub async fn run(config: Config, pipelines: Pipelines) {
     }
 }
 
-async fn serve(config: &Config, listener: TcpListener, pipelines: Pipelines) -> Result<(), String> {
-    let app = router(pipelines);
+async fn serve(config: &Config, listener: TcpListener, outlook: Arc<Outlook>) -> Result<(), String> {
+    let app = router(outlook);
     match &config.tls {
         None => axum::serve(listener, app).await.map_err(|error| error.to_string()),
         Some(files) => {
@@ -56,24 +53,24 @@ async fn serve(config: &Config, listener: TcpListener, pipelines: Pipelines) -> 
     }
 }
 
-fn router(pipelines: Pipelines) -> Router {
+fn router(outlook: Arc<Outlook>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
-        .with_state(pipelines)
+        .with_state(outlook)
 }
 
-async fn metrics(State(pipelines): State<Pipelines>) -> Response {
-    match registry::render(&pipelines.load()) {
+async fn metrics(State(outlook): State<Arc<Outlook>>) -> Response {
+    match registry::render(&outlook) {
         Ok(text) => ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
             .into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 
-async fn readyz(State(pipelines): State<Pipelines>) -> Response {
-    let report = ready::report(&pipelines.load());
+async fn readyz(State(outlook): State<Arc<Outlook>>) -> Response {
+    let report = ready::report(&outlook);
     let status = if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, [(header::CONTENT_TYPE, "application/json")], serde_json::to_string(&report).unwrap_or_default())
         .into_response()

@@ -3,14 +3,18 @@
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::telemetry::observed::Observed;
+use crate::telemetry::observed::{Observed, Outlook};
 use crate::telemetry::registry::kube_hash;
 
 /// The body of `/readyz`.
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Report {
     /// Whether every pipeline is ready.
     pub(super) ready: bool,
+    /// Why the configuration on disk is not what runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    config_refused: Option<String>,
     pipelines: Vec<Row>,
 }
 
@@ -38,9 +42,13 @@ struct Row {
     findings: Vec<&'static str>,
 }
 
-pub(super) fn report(pipelines: &[Observed]) -> Report {
-    let rows: Vec<Row> = pipelines.iter().map(row).collect();
-    Report { ready: !rows.is_empty() && rows.iter().all(|row| row.ready), pipelines: rows }
+pub(super) fn report(outlook: &Outlook) -> Report {
+    let rows: Vec<Row> = outlook.pipelines.load().iter().map(row).collect();
+    Report {
+        ready: !rows.is_empty() && rows.iter().all(|row| row.ready),
+        config_refused: outlook.config_refused.load().as_deref().cloned(),
+        pipelines: rows,
+    }
 }
 
 fn row(pipeline: &Observed) -> Row {

@@ -1,0 +1,192 @@
+//! Which address comes next, and when one that failed is tried again. Healthy ones go in the order of the file. One that
+//! does not answer is left alone for a jittered pause; then one call alone tries it, and the others wait behind that one,
+//! so that an OpenBao that comes back is not met by everybody at once.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::error::{Class, Repeat};
+use crate::telemetry::metrics::PipelineMetrics;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Short enough that the first healthy Status comes within two seconds of OpenBao's return.
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// Failures in a row that open a breaker when each may have been the call's own doing.
+const DOUBTFUL: u32 = 3;
+
+/// The breakers of all addresses; clones share them.
+#[derive(Clone, Debug)]
+pub(super) struct Breakers {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<Vec<Address>>,
+    changed: Notify,
+    metrics: Arc<PipelineMetrics>,
+}
+
+#[derive(Clone, Debug)]
+struct Address {
+    /// When it last failed, if nothing was answered there since: for a while it comes last.
+    failed: Option<Instant>,
+    in_row: u32,
+    /// The pause that the next failure leads to; only an answered call makes it short again.
+    pause: Duration,
+    open: Option<Open>,
+}
+
+#[derive(Clone, Debug)]
+struct Open {
+    until: Instant,
+    on_trial: bool,
+    class: Class,
+}
+
+/// What a call does next.
+#[derive(Debug)]
+pub(super) enum Pick {
+    /// Ask this address. `trial` is there when the call is the only one that may.
+    Ask {
+        /// Its position.
+        at: usize,
+        /// Ends the trial when the call is given up.
+        trial: Option<Trial>,
+    },
+    /// Every address has failed: wait until then, or until something changes when a trial is under way.
+    Wait {
+        /// When the next trial is due.
+        until: Option<Instant>,
+        /// Why the address that is tried next failed.
+        class: Class,
+    },
+}
+
+/// The one call that may ask an address whose breaker is open.
+#[derive(Debug)]
+pub(super) struct Trial {
+    breakers: Breakers,
+    at: usize,
+}
+
+// === impl Breakers ===
+
+impl Breakers {
+    pub(super) fn new(addresses: usize, metrics: Arc<PipelineMetrics>) -> Self {
+        let fresh = Address { failed: None, in_row: 0, pause: FIRST_PAUSE, open: None };
+        for at in 0..addresses {
+            metrics.set_breaker(at, false);
+        }
+        let state = Mutex::new(vec![fresh; addresses]);
+        Self { shared: Arc::new(Shared { state, changed: Notify::new(), metrics }) }
+    }
+
+    /// What a call does now.
+    pub(super) fn pick(&self, now: Instant) -> Pick {
+        let mut state = self.state();
+        let closed = state.iter().enumerate().filter(|(_, address)| address.open.is_none());
+        if let Some((at, _)) =
+            closed.min_by_key(|(at, address)| (address.failed.filter(|failed| now < *failed + LAST_PAUSE), *at))
+        {
+            return Pick::Ask { at, trial: None };
+        }
+        let open = state.iter_mut().enumerate();
+        let idle =
+            open.filter_map(|(at, address)| address.open.as_mut().filter(|open| !open.on_trial).map(|o| (at, o)));
+        match idle.min_by_key(|(at, open)| (open.until, *at)) {
+            Some((at, open)) if open.until <= now => {
+                open.on_trial = true;
+                Pick::Ask { at, trial: Some(Trial { breakers: self.clone(), at }) }
+            }
+            Some((_, open)) => Pick::Wait { until: Some(open.until), class: open.class },
+            None => {
+                let class = state.first().and_then(|address| address.open.as_ref()).map(|open| open.class);
+                Pick::Wait { until: None, class: class.unwrap_or(Class::Unreachable) }
+            }
+        }
+    }
+
+    /// Whether a call that fails at this address has another one to go to.
+    pub(super) fn has_other(&self, than: usize) -> bool {
+        self.state().iter().enumerate().any(|(at, address)| at != than && address.open.is_none())
+    }
+
+    /// An open address whose pause is over while others serve: a probe may ask it, no call should.
+    pub(super) fn probe_due(&self, now: Instant) -> Option<(usize, Trial)> {
+        let mut state = self.state();
+        let mut open = state.iter_mut().enumerate().filter_map(|(at, one)| one.open.as_mut().map(|o| (at, o)));
+        let (at, open) = open.find(|(_, open)| !open.on_trial && open.until <= now)?;
+        open.on_trial = true;
+        Some((at, Trial { breakers: self.clone(), at }))
+    }
+
+    /// A call was answered there.
+    pub(super) fn answered(&self, at: usize) {
+        self.change(at, |address| *address = Address { failed: None, in_row: 0, pause: FIRST_PAUSE, open: None });
+    }
+
+    /// A probe was answered there: calls may go again, and the next failure is not forgiven sooner than the last one.
+    pub(super) fn probed(&self, at: usize) {
+        self.change(at, |address| (address.open, address.failed) = (None, None));
+    }
+
+    /// A call or a probe failed there.
+    pub(super) fn failed(&self, at: usize, class: Class, now: Instant) {
+        let mut state = self.state();
+        let Some(address) = state.get_mut(at) else { return };
+        address.failed = Some(now);
+        address.in_row = address.in_row.saturating_add(1);
+        // What did no work says that the address does not serve; anything else may be this one call's doing.
+        let opens = class.repeat() == Repeat::Free || address.in_row >= DOUBTFUL;
+        // A call that began before it was opened tells nothing new.
+        let known = address.open.as_ref().is_some_and(|open| !open.on_trial);
+        if opens && !known {
+            let pause = address.pause.mul_f64(0.5 + fastrand::f64());
+            address.pause = (address.pause * 2).min(LAST_PAUSE);
+            address.open = Some(Open { until: now + pause, on_trial: false, class });
+            self.shared.metrics.set_breaker(at, true);
+            drop(state);
+            self.shared.changed.notify_waiters();
+        }
+    }
+
+    /// Waits for a change; begun before the look that it follows, so that none is missed.
+    pub(super) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.shared.changed.notified()
+    }
+
+    fn change(&self, at: usize, how: impl FnOnce(&mut Address)) {
+        let mut state = self.state();
+        let Some(address) = state.get_mut(at) else { return };
+        let was_open = address.open.is_some();
+        how(address);
+        if was_open && address.open.is_none() {
+            self.shared.metrics.set_breaker(at, false);
+            drop(state);
+            self.shared.changed.notify_waiters();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Vec<Address>> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        let mut state = self.breakers.state();
+        if let Some(open) = state.get_mut(self.at).and_then(|address| address.open.as_mut()) {
+            open.on_trial = false;
+        }
+        drop(state);
+        self.breakers.shared.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+#[path = "breaker_tests.rs"]
+mod tests;
