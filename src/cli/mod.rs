@@ -3,6 +3,7 @@
 mod config;
 #[cfg(feature = "dev")]
 mod dev;
+mod hygiene;
 mod print;
 mod probe;
 mod serve;
@@ -103,7 +104,10 @@ pub fn main() -> ExitCode {
         }
     };
     let exit = match arguments.command {
-        Command::Serve(files) => serve::run(files.files),
+        Command::Serve(files) => {
+            hygiene::deny();
+            serve::run(files.files)
+        }
         #[cfg(feature = "dev")]
         Command::Dev(args) => dev::run(&args),
         Command::Probe(args) => probe::run(&args),

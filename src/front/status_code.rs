@@ -16,6 +16,7 @@ pub fn code(class: Class) -> Code {
         Class::VersionTooOld
         | Class::KeySoftDeleted
         | Class::KeyUnusable
+        | Class::KeyRolledBack
         | Class::KeyMissing
         | Class::MountMissing
         | Class::NamespaceMissing

@@ -12,7 +12,7 @@ use crate::auth::Session;
 use crate::backend::transit::Transit;
 use crate::error::{Bearing, Class, Error};
 use crate::key::config::{HealthPolicy, Rotation};
-use crate::key::{BaoClock, Finding, Identity, KeyState, Metadata, RefreshRequests, Severity, View, findings};
+use crate::key::{BaoClock, Finding, Identity, KeyState, Loss, Metadata, RefreshRequests, Severity, View, findings};
 use crate::layers::Endpoint;
 use crate::telemetry::events;
 
@@ -22,6 +22,9 @@ const HEALTH_WITHIN: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause between two checks while something is wrong: recovery is noticed this fast.
 const LAST_PAUSE: Duration = Duration::from_secs(1);
+
+/// For how long metadata behind the view may come from a standby that lags.
+const LAG: Duration = Duration::from_secs(10);
 
 /// What the keeper needs; `requests` outlives a reload, so it is shared with the next keeper.
 pub struct Keeper {
@@ -56,6 +59,8 @@ struct Memory {
     pause: Duration,
     shown: Option<Option<Class>>,
     met: Option<Class>,
+    /// Since when metadata has been behind the view.
+    behind: Option<Instant>,
 }
 
 /// Why a wait is over.
@@ -83,6 +88,7 @@ impl Keeper {
             pause: FIRST_PAUSE,
             shown: None,
             met: None,
+            behind: None,
         };
         loop {
             match self.wait(&mut memory, &mut requests).await {
@@ -138,6 +144,9 @@ impl Keeper {
         if self.findings.load().iter().any(|finding| finding.severity == Severity::Blocking) {
             return Err(Error::new(Class::KeyUnusable, "the findings name the property"));
         }
+        if self.is_behind(memory, &metadata, heard)? {
+            return Ok(());
+        }
         memory.metadata = Some(metadata);
         self.renew_view(memory);
         let view = self.key.peek().ok_or(Class::Starting)?;
@@ -147,6 +156,20 @@ impl Keeper {
             memory.next_probe = Instant::now() + jittered(self.health.deep_probe_interval.get());
         }
         Ok(())
+    }
+
+    /// Whether metadata is older than what was seen, as a lagging standby's is for a moment; longer is an error.
+    fn is_behind(&self, memory: &mut Memory, metadata: &Metadata, now: Instant) -> Result<bool, Error> {
+        let Some(loss) = self.key.peek().and_then(|view| view.lost_in(metadata)) else {
+            memory.behind = None;
+            return Ok(false);
+        };
+        let since = *memory.behind.get_or_insert(now);
+        match loss {
+            Loss::Behind if now.duration_since(since) < LAG => Ok(true),
+            Loss::Behind => Err(Error::new(Class::KeyRolledBack, "the highest versions are gone")),
+            Loss::Recreated => Err(Error::new(Class::KeyRolledBack, "a version was made at another time than before")),
+        }
     }
 
     /// Whether any address answers `sys/health` as a node that serves or can forward.
@@ -199,7 +222,9 @@ impl Keeper {
                 self.key.succeeded(now);
                 memory.met = None;
                 memory.pause = FIRST_PAUSE;
-                memory.next_read = now + jittered(self.rotation.metadata_interval.get());
+                let interval = self.rotation.metadata_interval.get();
+                let soon = if memory.behind.is_some() { LAST_PAUSE.min(interval) } else { interval };
+                memory.next_read = now + jittered(soon);
             }
             Err(error) => {
                 let class = health_class(&error);

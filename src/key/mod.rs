@@ -22,7 +22,7 @@ pub use identity::{Identity, Pins};
 pub use metadata::Metadata;
 pub use refresh::{Refresh, RefreshRequests};
 pub use state::{Health, KeyState, Outage, StatusReport};
-pub use view::{Version, View};
+pub use view::{Loss, Version, View};
 
 use aws_lc_rs::digest;
 use base64::Engine;

@@ -112,6 +112,11 @@ impl KeyState {
         (!tolerated).then_some(class)
     }
 
+    /// Why nothing may be sealed even though OpenBao might do it: the key is not the one that was announced.
+    pub fn seals_nothing(&self) -> Option<Class> {
+        self.health().trouble.map(|(class, _)| class).filter(|class| *class == Class::KeyRolledBack)
+    }
+
     /// The health as the keeper sees it, tolerated trouble included.
     pub fn health(&self) -> Health {
         *self.health.lock().unwrap_or_else(PoisonError::into_inner)

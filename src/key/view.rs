@@ -59,6 +59,15 @@ impl Version {
     }
 }
 
+/// How metadata is older than a view.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Loss {
+    /// The highest versions are missing, as on a standby that lags, or after a restore.
+    Behind,
+    /// A version was made at another time than the one that was seen under its number: it is another key.
+    Recreated,
+}
+
 // === impl View ===
 
 impl View {
@@ -93,6 +102,17 @@ impl View {
             min_encryption: metadata.min_encryption_version,
             latest: metadata.latest_version,
         })
+    }
+
+    /// What metadata has lost that this view has seen.
+    pub fn lost_in(&self, metadata: &Metadata) -> Option<Loss> {
+        let recreated = |version: &&Arc<Version>| {
+            metadata.keys.get(&version.number).is_some_and(|&created| created != version.created)
+        };
+        if self.versions.values().any(|version| recreated(&version)) {
+            return Some(Loss::Recreated);
+        }
+        (metadata.latest_version < self.latest).then_some(Loss::Behind)
     }
 
     /// The version that encrypts.

@@ -33,6 +33,9 @@ async fn bind(key: &KeyState, request: Request) -> Result<Bound, Error> {
     context.progress.enter(Stage::View);
     match operation {
         Operation::Encrypt { plaintext } => {
+            if let Some(class) = key.seals_nothing() {
+                return Err(class.into());
+            }
             let version = key.announced().await.active().clone();
             Ok(Bound { payload: Payload::Encrypt(plaintext), version, context })
         }

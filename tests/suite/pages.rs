@@ -269,3 +269,32 @@ fn links_between_pages_lead_somewhere() {
         }
     }
 }
+
+/// Each test that a page names is there.
+#[test]
+fn the_tests_that_the_failure_page_names_exist() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut sources = String::new();
+    let mut folders = vec![root.join("tests"), root.join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
+            match entry.path() {
+                path if path.is_dir() => folders.push(path),
+                path if path.extension().is_some_and(|extension| extension == "rs") => {
+                    sources.push_str(&std::fs::read_to_string(path).expect("a source"));
+                }
+                _ => {}
+            }
+        }
+    }
+    let page = std::fs::read_to_string(root.join("docs/failure.md")).expect("the page");
+    let mut named = 0;
+    for row in page.lines().filter(|line| line.starts_with("| ") && line.contains('`')) {
+        let last = row.trim_end_matches(" |").rsplit(" | ").next().unwrap_or_default();
+        for test in last.split('`').skip(1).step_by(2) {
+            named += 1;
+            assert!(sources.contains(&format!("fn {test}(")), "docs/failure.md names {test}, which is no test");
+        }
+    }
+    assert!(named > 25, "{named}");
+}

@@ -145,6 +145,54 @@ async fn trouble_with_the_key_shows_at_once_and_heals() {
     status_until(&client, "ok", |status| status.healthz == "ok").await;
 }
 
+/// A lagging standby's metadata is passed over for some seconds; a key that stays behind was restored from a snapshot.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_was_rolled_back_seals_nothing_and_opens_what_it_can() {
+    let stage = Stage::set().await;
+    let _program = stage.serve(&stage.config(""));
+    let client = stage.client().await;
+    let first = status_until(&client, "ok", |status| status.healthz == "ok").await;
+    let bao = stage.bao();
+    let old = bao.call("GET", KEY, &Value::Null).await.expect("asked").text;
+    assert!(bao.call("POST", &format!("{KEY}/rotate"), &json!({})).await.expect("asked").is_ok());
+    let second =
+        status_until(&client, "rotated", |status| status.key_id != first.key_id && status.healthz == "ok").await;
+    let sealed = client.encrypt(vec![7; 32], "u").await.expect("Encrypt");
+    let reads = || stage.server.calls().of("transit/keys");
+
+    // A few answers of a node that lags: nothing moves, least of all backwards.
+    let (before, lagging) = (reads(), Fault::Reply { status: 200, body: old.clone() });
+    stage.server.faults().add_times(KEY, lagging.clone(), 2);
+    let began = Instant::now();
+    while reads() < before + 4 {
+        let status = client.status().await.expect("Status");
+        assert_eq!((status.healthz.as_str(), &status.key_id), ("ok", &second.key_id));
+        assert!(began.elapsed() < Duration::from_secs(20), "metadata is not read any more");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    stage.server.faults().add(KEY, lagging);
+    status_until(&client, "key_rolled_back", |status| status.healthz == "key_rolled_back" && status.key_id.is_empty())
+        .await;
+    let refused = client.encrypt(vec![7; 32], "u").await.err().expect("nothing is sealed");
+    assert!(refused.to_string().contains("key_rolled_back"), "{refused}");
+    assert_eq!(code(&refused), tonic::Code::FailedPrecondition);
+    let open = || client.decrypt(sealed.ciphertext.to_vec(), "u", &sealed.key_id, sealed.annotations.clone());
+    assert_eq!(open().await.expect("what opens is still opened"), vec![7; 32]);
+    stage.server.faults().clear();
+    let healed = status_until(&client, "ok", |status| status.healthz == "ok").await;
+    assert_eq!(healed.key_id, second.key_id);
+
+    // A version under the same number that was made at another time is another key, at once.
+    let mut other: Value =
+        serde_json::from_str(&bao.call("GET", KEY, &Value::Null).await.expect("asked").text).expect("json");
+    other["data"]["keys"]["2"] = json!(other["data"]["keys"]["2"].as_u64().expect("a time") + 60);
+    stage.server.faults().add(KEY, Fault::Reply { status: 200, body: other.to_string() });
+    let began = Instant::now();
+    status_until(&client, "key_rolled_back", |status| status.healthz == "key_rolled_back").await;
+    assert!(began.elapsed() < Duration::from_secs(8), "no lag explains it");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_credential_is_a_reason_and_not_an_exit() {
     let stage = Stage::set().await;
@@ -277,6 +325,28 @@ async fn nothing_secret_is_written_anywhere() {
     }
     assert!(!log.contains("\"s."), "a token stands in the output");
     assert!(log.contains("login_succeeded") && log.contains("status_changed"), "{log}");
+}
+
+/// proc(5): the limit on core files, `NoNewPrivs`, and, as an undumpable process shows it, files that belong to root.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_process_denies_itself_core_dumps_and_privileges() {
+    use std::os::unix::fs::MetadataExt;
+    let stage = Stage::set().await;
+    let program = stage.serve(&stage.config(""));
+    let client = stage.client().await;
+    status_until(&client, "ok", |status| status.healthz == "ok").await;
+    let proc = std::path::PathBuf::from(format!("/proc/{}", program.child.id()));
+    let read = |name: &str| std::fs::read_to_string(proc.join(name));
+    let root = rustix::process::geteuid().is_root();
+    match read("limits") {
+        Ok(limits) => {
+            let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+            assert!(core.split_whitespace().nth(4) == Some("0"), "{core}");
+        }
+        Err(error) => assert!(!root, "{error}"),
+    }
+    assert!(read("status").expect("status").contains("NoNewPrivs:\t1"));
+    assert_eq!(std::fs::metadata(proc.join("environ")).expect("there").uid(), 0, "not dumpable");
 }
 
 #[tokio::test(flavor = "multi_thread")]
