@@ -6,6 +6,7 @@ use serde_json::json;
 use crate::support::openbao::OpenBao;
 use crate::support::pki::{Authority, private};
 use crate::support::provider::{Login, Provider, Setup};
+use crate::support::wait::{LONG, until};
 
 /// A provisioned OpenBao with a program that meets it.
 struct Scene {
@@ -95,6 +96,40 @@ async fn a_missing_key_is_key_missing_at_once_and_until_it_is_there() {
     shows(&provider, "key_missing").await;
     scene.bao.write(&scene.bao.key(""), json!({ "type": "aes256-gcm96" })).await;
     heals(&provider, id).await;
+}
+
+/// The key as it was before a rotation comes back from a backup.
+#[tokio::test]
+async fn a_key_restored_from_an_older_backup_is_key_rolled_back() {
+    let mut scene = Scene::new().await;
+    let settings = json!({ "exportable": true, "allow_plaintext_backup": true });
+    scene.bao.write(&scene.bao.key("/config"), settings).await;
+    let path = format!("{}/backup/{}", scene.bao.setup.mount, scene.bao.setup.key);
+    let backup = scene.bao.read(&path).await["backup"].clone();
+    scene.setup.pipeline()["health"]["tolerance"] = json!("3m");
+    let provider = scene.setup.start();
+    let first = provider.status("ok").await;
+    let client = provider.connect().await;
+    let old = client.encrypt(vec![1; 32], "old").await.expect("Encrypt");
+    scene.bao.write(&scene.bao.key("/rotate"), json!({})).await;
+    until("the rotation", LONG, async || match provider.status("ok").await {
+        key_id if key_id != first => Ok(()),
+        key_id => Err(key_id),
+    })
+    .await;
+
+    let restore = format!("{}/restore/{}", scene.bao.setup.mount, scene.bao.setup.key);
+    scene.bao.write(&restore, json!({ "backup": backup, "force": true })).await;
+    shows(&provider, "key_rolled_back").await;
+    let refused = client.encrypt(vec![2; 32], "new").await.err().expect("nothing is sealed");
+    assert!(refused.to_string().contains("key_rolled_back"), "{refused}");
+    let opened = client.decrypt(old.ciphertext.to_vec(), "old", &old.key_id, old.annotations.clone()).await;
+    assert_eq!(opened.expect("what opens is still opened"), vec![1; 32]);
+
+    // A rotation of the restored key makes another second version, which must not pass for the first.
+    scene.bao.write(&scene.bao.key("/rotate"), json!({})).await;
+    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    shows(&provider, "key_rolled_back").await;
 }
 
 #[tokio::test]

@@ -151,6 +151,73 @@ async fn an_openbao_that_comes_back_is_not_met_by_everybody_at_once() {
     assert_eq!(load.end().await, Vec::<String>::new(), "a deadline of 5 s spans an outage of 2.4 s");
 }
 
+/// Each way of being broken in a pipeline of its own, beside fourteen healthy ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn healthy_pipelines_are_unmoved_by_the_trouble_of_others() {
+    let stage = Stage::set().await;
+    let whole = stage.config("    health: { tolerance: 1s }");
+    let (head, rest) = whole.split_once("pipelines:\n").expect("pipelines");
+    let (pipeline, tail) = rest.split_once("telemetry:").expect("telemetry");
+    let (url, jwt, ca) = (stage.server.url(), stage.path("identity.jwt"), stage.path("ca.pem"));
+    let nowhere = format!(
+        "https://127.0.0.1:{}",
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port()
+    );
+    let taken = stage.write("no-socket", "a regular file");
+    let broken = [
+        ("socket", stage.path("p0.sock").display().to_string(), taken.display().to_string(), None),
+        ("jwt", jwt.display().to_string(), "/nowhere/identity.jwt".to_owned(), Some("credential_unavailable")),
+        ("role", "role: kms,".to_owned(), "role: nobody,".to_owned(), Some("login_refused")),
+        ("ca", ca.display().to_string(), "/nowhere/ca.pem".to_owned(), Some("trust_unavailable")),
+        ("key", format!("key: {}", stage.setup.key), "key: another".to_owned(), None),
+        ("openbao", url, nowhere, Some("unreachable")),
+    ];
+    let mut text = format!("{head}pipelines:\n");
+    for at in 0..20 {
+        let mut one = pipeline.replace("name: a", &format!("name: p{at}")).replace("kms.sock", &format!("p{at}.sock"));
+        if let Some((what, from, to, _)) = broken.get(at) {
+            assert!(one.contains(from.as_str()), "{what}");
+            one = one.replace(from.as_str(), to);
+        }
+        text.push_str(&one);
+    }
+    let program = stage.serve(&format!("{text}telemetry:{tail}"));
+    let connect = |at: usize| {
+        let path = stage.path(&format!("p{at}.sock"));
+        async move {
+            let began = Instant::now();
+            loop {
+                match Client::connect(&path).await {
+                    Ok(client) => return client,
+                    Err(error) => assert!(began.elapsed() < Duration::from_secs(20), "p{at}: {error}"),
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    };
+    let mut loads = Vec::new();
+    for at in broken.len()..20 {
+        let client = connect(at).await;
+        status_until(&client, "ok", |status| status.healthz == "ok").await;
+        loads.push(Load::start(&client, 1));
+    }
+    for (at, (what, _, _, class)) in broken.iter().enumerate().skip(1) {
+        let client = connect(at).await;
+        let status = status_until(&client, what, |status| status.healthz != "ok" && status.healthz != "starting").await;
+        if let Some(class) = class {
+            assert_eq!(status.healthz, *class, "{what}");
+        }
+    }
+    program.logged("socket_refused").await;
+    assert_eq!(stage.admin("/readyz").await.0, 503, "readiness is that of the whole");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for (at, load) in loads.into_iter().enumerate() {
+        let done = load.done();
+        assert_eq!(load.end().await, Vec::<String>::new(), "healthy pipeline {at}");
+        assert!(done > 10, "{done}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_different_seeds_go_in_few_requests_and_leave_nothing_behind() {
     let stage = Stage::set().await;

@@ -62,16 +62,51 @@ impl OpenBao {
 
     /// On disk, initialised; a restart unseals it.
     pub async fn durable(folder: &Path) -> Self {
-        let folder = made(folder.join("openbao"));
-        let (port, cluster) = (free_port(), free_port());
+        let mut bao = Self::member(made(folder.join("openbao")), "n1", &Authority::new(), None);
+        bao.found().await;
+        bao
+    }
+
+    /// Three on one raft; the first one holds what `provision` and `token` need.
+    pub async fn cluster(folder: &Path) -> Vec<Self> {
         let authority = Authority::new();
+        let mut first = Self::member(made(folder.join("n1")), "n1", &authority, None);
+        first.found().await;
+        let mut nodes = vec![first];
+        for name in ["n2", "n3"] {
+            let mut node = Self::member(made(folder.join(name)), name, &authority, Some(&nodes[0]));
+            node.root = nodes[0].root.clone();
+            node.start().await;
+            nodes.push(node);
+        }
+        // A node that has just joined has no vote yet, and without votes there is no new leader.
+        until("three votes", LONG, async || {
+            let (_, body) = nodes[0].call("GET", "sys/storage/raft/configuration", Value::Null).await?;
+            let servers = body["data"]["config"]["servers"].as_array().cloned().unwrap_or_default();
+            let votes = servers.iter().filter(|server| server["voter"] == true).count();
+            if votes == 3 { Ok(()) } else { Err(format!("{votes} votes: {body}")) }
+        })
+        .await;
+        nodes
+    }
+
+    /// A node on disk that is not started; `leader` is whom it joins.
+    fn member(folder: PathBuf, name: &str, authority: &Authority, leader: Option<&Self>) -> Self {
+        let (port, cluster) = (free_port(), free_port());
         let (cert, key) = authority.server(&folder);
         let ca = folder.join("ca.pem");
         std::fs::write(&ca, authority.pem()).expect("a file");
         std::fs::write(folder.join("unseal.key"), [7_u8; 32]).expect("a file");
         let dir = made(folder.join("raft"));
+        let join = leader.map_or_else(String::new, |leader| {
+            format!(
+                "  retry_join {{\n    leader_api_addr = \"{}\"\n    leader_ca_cert_file = \"{}\"\n  }}\n",
+                leader.url,
+                leader.ca.display()
+            )
+        });
         let config = format!(
-            "storage \"raft\" {{\n  path = \"{}\"\n  node_id = \"n1\"\n  performance_multiplier = 1\n}}\n\
+            "storage \"raft\" {{\n  path = \"{}\"\n  node_id = \"{name}\"\n  performance_multiplier = 1\n{join}}}\n\
              listener \"tcp\" {{\n  address = \"127.0.0.1:{port}\"\n  cluster_address = \"127.0.0.1:{cluster}\"\n  \
              tls_cert_file = \"{}\"\n  tls_key_file = \"{}\"\n}}\n\
              api_addr = \"https://127.0.0.1:{port}\"\ncluster_addr = \"https://127.0.0.1:{cluster}\"\n\
@@ -84,16 +119,29 @@ impl OpenBao {
         let file = folder.join("config.hcl");
         std::fs::write(&file, config).expect("a file");
         let arguments = vec!["server".to_owned(), format!("-config={}", file.display())];
-        let mut bao = Self::new(folder, arguments, port, ca);
-        bao.spawn();
+        Self::new(folder, arguments, port, ca)
+    }
+
+    /// Starts and initialises it.
+    async fn found(&mut self) {
+        self.spawn();
         let init = json!({ "recovery_shares": 1, "recovery_threshold": 1 });
-        bao.root = until("OpenBao's initialisation", LONG, async || {
-            let (status, body) = bao.call("POST", "sys/init", init.clone()).await?;
+        self.root = until("OpenBao's initialisation", LONG, async || {
+            let (status, body) = self.call("POST", "sys/init", init.clone()).await?;
             body["root_token"].as_str().map(str::to_owned).ok_or_else(|| format!("{status}: {body}"))
         })
         .await;
-        bao.ready().await;
-        bao
+        self.ready().await;
+    }
+
+    /// Kills it (SIGKILL); what is on disk stays.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// What `sys/health` answers: 200 for the leader, 429 for a standby, 0 for nobody.
+    pub async fn health(&self) -> u16 {
+        self.call("GET", "sys/health", Value::Null).await.map_or(0, |(status, _)| status)
     }
 
     fn spawn(&mut self) {
@@ -120,7 +168,7 @@ impl OpenBao {
         until("OpenBao", LONG, async || {
             process.as_mut().ok_or("not started")?.check()?;
             match self.call("GET", "sys/health", Value::Null).await? {
-                (200, _) => Ok(()),
+                (200 | 429, _) => Ok(()),
                 (status, body) => Err(format!("{status}: {body}")),
             }
         })
