@@ -25,6 +25,8 @@ mod suite {
     mod serve;
     #[cfg(feature = "dev")]
     mod session;
+    #[cfg(feature = "dev")]
+    mod soak;
     mod socket;
     #[cfg(feature = "dev")]
     mod stub;

@@ -27,6 +27,17 @@ fn endpoint(table: &'static [(&'static str, u16, Option<&'static str>)]) -> (End
     (Endpoint::new(origins, vec!["c:8200".to_owned()], pipe, PipelineMetrics::new()), asked)
 }
 
+fn answered(exchange: &Exchange) -> BaoReply {
+    BaoReply {
+        status: 200,
+        body: "{}".into(),
+        date: None,
+        retry_after: None,
+        location: None,
+        endpoint: exchange.endpoint,
+    }
+}
+
 fn call() -> BaoCall {
     BaoCall::own(Purpose::Decrypt, Method::Post, "transit/decrypt/k", Duration::from_secs(1))
 }
@@ -93,15 +104,7 @@ fn healing(after: Duration) -> (Endpoint, Arc<Mutex<(usize, usize)>>) {
         drop(log);
         async move {
             tokio::time::sleep(Duration::from_millis(5)).await;
-            let reply = BaoReply {
-                status: 200,
-                body: "{}".into(),
-                date: None,
-                retry_after: None,
-                location: None,
-                endpoint: exchange.endpoint,
-            };
-            if well { Ok(reply) } else { Err(Error::new(Class::NoLeader, "no")) }
+            if well { Ok(answered(&exchange)) } else { Err(Error::new(Class::NoLeader, "no")) }
         }
     });
     let endpoint = Endpoint::new(vec![Arc::from("https://a:8200")], Vec::new(), pipe, PipelineMetrics::new());
@@ -149,14 +152,7 @@ async fn an_address_that_never_answers_leaves_time_for_another() {
         if exchange.endpoint == Some(0) {
             std::future::pending::<()>().await;
         }
-        Ok(BaoReply {
-            status: 200,
-            body: "{}".into(),
-            date: None,
-            retry_after: None,
-            location: None,
-            endpoint: exchange.endpoint,
-        })
+        Ok(answered(&exchange))
     });
     let origins = vec![Arc::from("https://a:8200"), Arc::from("https://b:8200")];
     let endpoint = Endpoint::new(origins, Vec::new(), pipe, PipelineMetrics::new());

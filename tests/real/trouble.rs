@@ -89,23 +89,37 @@ async fn a_missing_jwt_is_credential_unavailable_until_it_is_there() {
 #[tokio::test]
 async fn a_missing_key_is_key_missing_at_once_and_until_it_is_there() {
     let scene = Scene::new().await;
+    let backup = backup(&scene.bao).await;
     let provider = scene.setup.start();
     let id = provider.id();
     provider.status("ok").await;
     scene.bao.delete_key().await;
     shows(&provider, "key_missing").await;
-    scene.bao.write(&scene.bao.key(""), json!({ "type": "aes256-gcm96" })).await;
+    scene.bao.write(&restore_path(&scene.bao), json!({ "backup": backup })).await;
     heals(&provider, id).await;
+
+    // Another key under the same name opens nothing that was written before, and must not be taken for the first.
+    scene.bao.delete_key().await;
+    shows(&provider, "key_missing").await;
+    scene.bao.write(&scene.bao.key(""), json!({ "type": "aes256-gcm96" })).await;
+    shows(&provider, "key_rolled_back").await;
+}
+
+/// The key as it is now, in clear, as only a test may have it.
+async fn backup(bao: &OpenBao) -> serde_json::Value {
+    bao.write(&bao.key("/config"), json!({ "exportable": true, "allow_plaintext_backup": true })).await;
+    bao.read(&format!("{}/backup/{}", bao.setup.mount, bao.setup.key)).await["backup"].clone()
+}
+
+fn restore_path(bao: &OpenBao) -> String {
+    format!("{}/restore/{}", bao.setup.mount, bao.setup.key)
 }
 
 /// The key as it was before a rotation comes back from a backup.
 #[tokio::test]
 async fn a_key_restored_from_an_older_backup_is_key_rolled_back() {
     let mut scene = Scene::new().await;
-    let settings = json!({ "exportable": true, "allow_plaintext_backup": true });
-    scene.bao.write(&scene.bao.key("/config"), settings).await;
-    let path = format!("{}/backup/{}", scene.bao.setup.mount, scene.bao.setup.key);
-    let backup = scene.bao.read(&path).await["backup"].clone();
+    let backup = backup(&scene.bao).await;
     scene.setup.pipeline()["health"]["tolerance"] = json!("3m");
     let provider = scene.setup.start();
     let first = provider.status("ok").await;
@@ -118,8 +132,7 @@ async fn a_key_restored_from_an_older_backup_is_key_rolled_back() {
     })
     .await;
 
-    let restore = format!("{}/restore/{}", scene.bao.setup.mount, scene.bao.setup.key);
-    scene.bao.write(&restore, json!({ "backup": backup, "force": true })).await;
+    scene.bao.write(&restore_path(&scene.bao), json!({ "backup": backup, "force": true })).await;
     shows(&provider, "key_rolled_back").await;
     let refused = client.encrypt(vec![2; 32], "new").await.err().expect("nothing is sealed");
     assert!(refused.to_string().contains("key_rolled_back"), "{refused}");

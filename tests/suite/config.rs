@@ -200,9 +200,36 @@ fn exit_codes_are_a_contract() {
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
     let explained = String::from_utf8(run(&["config", "explain", "--config", good]).stdout).expect("text");
-    let order = ["trace", "limits", "deadline", "aad", "coalesce", "retry", "admit", "transit", "token", "endpoint"];
+    let order =
+        ["trace", "limits", "deadline", "aad", "coalesce", "retry", "batch", "admit", "transit", "token", "endpoint"];
     let places: Vec<_> = order.iter().map(|name| explained.find(&format!("\n    {name} ")).expect(name)).collect();
     assert!(places.is_sorted(), "{explained}");
+}
+
+#[test]
+fn help_shows_an_example_and_no_colour_where_none_is_wanted() {
+    for command in ["serve", "probe", "completions", "man"] {
+        let output = run(&[command, "--help"]);
+        let text = String::from_utf8(output.stdout).expect("text");
+        assert_eq!(output.status.code(), Some(0));
+        assert!(text.contains(&format!("Example:\n  bao-kms-provider {command}")), "{text}");
+        assert!(!text.contains('\u{1b}'), "{text}");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(String::from_utf8_lossy(&run(&["completions", shell]).stdout).contains("bao-kms-provider"), "{shell}");
+    }
+}
+
+#[cfg(feature = "dev")]
+#[test]
+fn the_quick_start_tells_its_story_and_ends() {
+    let output = run(&["dev", "--once"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    for wanted in ["EncryptionConfiguration", "obk2.", "under key version 1", "under version 2", "kms.sock"] {
+        assert!(text.contains(wanted), "{wanted}:\n{text}");
+    }
+    assert!(!text.contains('\u{1b}'), "{text}");
 }
 
 /// Everything that serde and the schema can be asked about a document.
