@@ -18,8 +18,9 @@ use stage::{Sealed, Stage};
 const ROUNDS: usize = 5;
 const ONE_AT_A_TIME: usize = 600;
 const MANY_AT_A_TIME: usize = 4_000;
-const SEEDS: usize = 20;
-const STORM: usize = 1_000;
+/// Calls and seeds of a start-up storm, and of a large cluster's.
+const STORM: (usize, usize) = (1_000, 20);
+const LARGE_STORM: (usize, usize) = (5_000, 50);
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
@@ -39,18 +40,19 @@ async fn run() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     row("VmRSS idle", format!("{:.1} MiB", measure::rss_mib(program.pid())), "< 12 MiB");
     latency(&stage, &program).await;
-    for in_flight in [16, 64] {
+    for in_flight in [16, 64, 1_000] {
         throughput(&stage, &program, in_flight).await;
     }
     status(&program).await;
-    storm(&program, "").await;
+    storm(&program, STORM, "", "< 150 ms, <= 5, 0").await;
     tokio::time::sleep(Duration::from_secs(10)).await;
     row("VmRSS 10 s after the storm", format!("{:.1} MiB", measure::rss_mib(program.pid())), "< 30 MiB");
     drop(program);
 
     let far = stage.farther(Duration::from_millis(50)).await;
     let program = Program::start(&stage, &far).await;
-    storm(&program, ", OpenBao 50 ms away").await;
+    storm(&program, STORM, ", OpenBao 50 ms away", "<= 2 a seed, 0 refused").await;
+    storm(&program, LARGE_STORM, ", OpenBao 50 ms away", "<= 3 a seed, 0 refused").await;
 }
 
 fn row(figure: &str, measured: String, bound: &str) {
@@ -79,7 +81,8 @@ async fn latency(stage: &Stage, program: &Program) {
 async fn throughput(stage: &Stage, program: &Program, in_flight: usize) {
     let (mut ratios, mut cpu, mut ours, mut bare) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        let base = bare_round(stage, in_flight, MANY_AT_A_TIME).await.rate();
+        // More bare connections than this only slow each other down.
+        let base = bare_round(stage, in_flight.min(64), MANY_AT_A_TIME).await.rate();
         let before = measure::cpu_time(program.pid());
         let through = our_round(program, in_flight, MANY_AT_A_TIME).await.rate();
         let used = measure::cpu_time(program.pid()).saturating_sub(before);
@@ -89,7 +92,8 @@ async fn throughput(stage: &Stage, program: &Program, in_flight: usize) {
         bare.push(base);
     }
     let measured = format!("{:.2} ({:.0} of {:.0} a second)", median(ratios), median(ours), median(bare));
-    row(&format!("Decrypt at {in_flight} in flight, share of bare calls"), measured, ">= 0.85");
+    let bound = if in_flight > 64 { "" } else { ">= 0.85" };
+    row(&format!("Decrypt at {in_flight} in flight, share of bare calls"), measured, bound);
     row(&format!("CPU per Decrypt in our process at {in_flight}"), format!("{:.0} us", median(cpu)), "< 80 us");
 }
 
@@ -121,17 +125,17 @@ async fn status_round(client: program::Client) -> measure::Round {
     .await
 }
 
-/// A thousand decrypts of twenty seeds at once, on a new process's cold pool.
-async fn storm(program: &Program, what: &str) {
+/// Many decrypts of few seeds at once.
+async fn storm(program: &Program, (calls_at_once, distinct): (usize, usize), what: &str, bound: &str) {
     let (mut took, mut calls) = (Vec::new(), Vec::new());
     let refused = Arc::new(AtomicUsize::new(0));
     for _ in 0..ROUNDS {
-        let seeds = program.wrap(SEEDS).await;
+        let seeds = program.wrap(distinct).await;
         let before = program.decrypt_attempts().await;
         let started = Instant::now();
-        let callers: Vec<_> = (0..STORM)
+        let callers: Vec<_> = (0..calls_at_once)
             .map(|at| {
-                let (client, seed, refused) = (program.client.clone(), seeds[at % SEEDS].clone(), refused.clone());
+                let (client, seed, refused) = (program.client.clone(), seeds[at % distinct].clone(), refused.clone());
                 tokio::spawn(async move {
                     if open(&client, &seed).await.is_err() {
                         refused.fetch_add(1, Ordering::Relaxed);
@@ -143,7 +147,7 @@ async fn storm(program: &Program, what: &str) {
             caller.await.expect("a caller");
         }
         took.push(millis(started.elapsed()));
-        calls.push((program.decrypt_attempts().await - before) as f64 / SEEDS as f64);
+        calls.push((program.decrypt_attempts().await - before) as f64 / distinct as f64);
     }
     let measured = format!(
         "{:.0} ms, {:.1} Transit calls a seed, {} refused",
@@ -151,8 +155,7 @@ async fn storm(program: &Program, what: &str) {
         median(calls),
         refused.load(Ordering::Relaxed)
     );
-    let bound = if what.is_empty() { "< 150 ms, <= 5, 0" } else { "<= 2 a seed, 0 refused" };
-    row(&format!("{STORM} decrypts of {SEEDS} seeds at once{what}"), measured, bound);
+    row(&format!("{calls_at_once} decrypts of {distinct} seeds at once{what}"), measured, bound);
 }
 
 async fn open(client: &program::Client, sealed: &Sealed) -> Result<Vec<u8>, program::ClientError> {

@@ -186,10 +186,11 @@ where
 {
     fn drop(&mut self) {
         let next = self.platform.next();
-        if let Some(first) = next.first() {
-            let span = first.span.clone();
+        let span = next.first().map(|first| first.span.clone());
+        // Without a runtime the program is ending: those who wait learn it from their senders, which drop here.
+        if let (Some(span), Ok(runtime)) = (span, tokio::runtime::Handle::try_current()) {
             let turn = Turn { inner: self.inner.clone(), platform: self.platform.clone() };
-            tokio::spawn(turn.carry(next).instrument(span));
+            runtime.spawn(turn.carry(next).instrument(span));
         }
     }
 }

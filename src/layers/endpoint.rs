@@ -22,6 +22,8 @@ use breaker::{Breakers, Pick, Trial};
 
 /// How long a probe of an address that failed may take.
 const PROBE_WITHIN: Duration = Duration::from_secs(1);
+/// An address that has not answered for this long counts as one that failed.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// One exchange as `http` serves it.
 type PipeService = BoxCloneSyncService<Exchange, BaoReply, Error>;
@@ -122,10 +124,15 @@ impl Endpoint {
 
     /// One exchange with one address, within the call's deadline.
     async fn exchange(&self, at: usize, call: BaoCall) -> Result<BaoReply, Error> {
-        let origin = self.shared.origins[at].clone();
+        let (origin, began) = (self.shared.origins[at].clone(), Instant::now());
         let answer = self.send(Exchange { origin, endpoint: Some(at), call }).await;
-        // What a redirect says of the address shows where it leads.
-        if !answer.as_ref().is_ok_and(|reply| is_redirect(reply.status)) {
+        let says_nothing = match &answer {
+            // Where it leads says more.
+            Ok(reply) => is_redirect(reply.status),
+            // A caller in a hurry says nothing about OpenBao.
+            Err(error) => error.class() == Class::Timeout && began.elapsed() < SLOW,
+        };
+        if !says_nothing {
             self.note(at, &answer);
         }
         answer

@@ -162,3 +162,19 @@ async fn an_address_that_never_answers_leaves_time_for_another() {
     assert_eq!((error.class(), due - Instant::now()), (Class::Timeout, Duration::from_secs(1)));
     assert_eq!(endpoint.run(call).await.expect("the other").endpoint, Some(1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn callers_in_a_hurry_open_no_breaker() {
+    let pipe = tower::service_fn(|exchange: Exchange| async move {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Ok(answered(&exchange))
+    });
+    let endpoint = Endpoint::new(vec![Arc::from("https://a:8200")], Vec::new(), pipe, PipelineMetrics::new());
+    for _ in 0..5 {
+        let hurried = BaoCall { deadline: Instant::now() + Duration::from_millis(10), ..call() };
+        assert_eq!(endpoint.clone().run(hurried).await.err().expect("too late").class(), Class::Timeout);
+    }
+    let began = Instant::now();
+    assert!(endpoint.run(call()).await.is_ok());
+    assert_eq!(began.elapsed(), Duration::from_millis(50), "at once");
+}
