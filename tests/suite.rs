@@ -13,6 +13,8 @@ mod suite {
     #[cfg(feature = "dev")]
     mod faults;
     mod generated;
+    #[cfg(feature = "dev")]
+    mod handover;
     mod house;
     mod inherit;
     mod pages;

@@ -46,7 +46,7 @@ const EXIT_CODES: &str = "Exit codes: 0 ok, 1 unexpected, 2 usage, 3 configurati
 enum Command {
     /// Serve the configured pipelines until a signal ends it.
     #[command(
-        after_help = "Example:\n  bao-kms-provider serve --config /etc/bao-kms-provider/config.yaml\n\nSIGTERM drains, SIGHUP reloads."
+        after_help = "Example:\n  bao-kms-provider serve --config /etc/bao-kms-provider/config.yaml\n\nSIGTERM drains, SIGHUP reloads, SIGUSR2 hands the sockets to a new process of the program's file."
     )]
     Serve(Files),
     /// Show the whole path work against an embedded server. No place for keys.

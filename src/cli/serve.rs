@@ -30,7 +30,11 @@ pub(super) fn run(files: Vec<PathBuf>) -> Exit {
             }
         };
         match host::serve(files, config, telemetry).await {
-            Ending::Signal => Exit::Ok,
+            Ending::Signal | Ending::HandedOver => Exit::Ok,
+            Ending::NotReady => {
+                eprintln!("this process takes no socket over; the one before goes on serving");
+                Exit::Runtime
+            }
             Ending::NoSocket => {
                 eprintln!("no pipeline could get its socket for a minute; the log says why for each");
                 Exit::Runtime

@@ -1,22 +1,32 @@
-//! Sockets that the service manager opened for us: read from the environment once, handed out by name.
+//! Sockets that somebody opened before us: the service manager, or the process whose place we take. Handed out by name.
 
 use std::collections::HashMap;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use tokio::sync::watch;
+
 use super::Source;
 
-/// Inherited sockets that nobody has taken yet.
-#[derive(Debug, Default)]
-pub struct Inherited(Mutex<HashMap<String, OwnedFd>>);
+/// Inherited sockets that nobody has taken yet, and from when on doors may open.
+#[derive(Debug)]
+pub struct Inherited {
+    sources: Mutex<HashMap<String, Source>>,
+    opening: watch::Receiver<bool>,
+}
 
 // === impl Inherited ===
 
 impl Inherited {
     /// None.
     pub fn none() -> Self {
-        Self::default()
+        Self::of(HashMap::new(), watch::channel(true).1)
+    }
+
+    /// These, to be served when `opening` holds true.
+    pub fn of(sources: HashMap<String, Source>, opening: watch::Receiver<bool>) -> Self {
+        Self { sources: Mutex::new(sources), opening }
     }
 
     /// Those of `LISTEN_FDS`, `LISTEN_FDNAMES` and `LISTEN_PID`, the first time; none from then on, because each has
@@ -27,19 +37,24 @@ impl Inherited {
             return Self::none();
         }
         let named = match sd_notify::listen_fds_with_names() {
-            Ok(named) => named.map(|(fd, name)| (name, own(fd))).collect(),
+            Ok(named) => named.map(|(fd, name)| (name, Source::Inherited(own(fd)))).collect(),
             Err(error) => {
                 tracing::warn!(%error, "the service manager's sockets cannot be used");
                 HashMap::new()
             }
         };
-        Self(Mutex::new(named))
+        Self::of(named, watch::channel(true).1)
     }
 
-    /// The socket that the service manager opened under this pipeline's name, or the word to bind one.
+    /// The socket that was opened under this pipeline's name, or the word to bind one.
     pub fn take(&self, pipeline: &str) -> Source {
-        let mut named = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        named.remove(pipeline).map_or(Source::Bind, Source::Inherited)
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        sources.remove(pipeline).unwrap_or(Source::Bind)
+    }
+
+    /// Holds true from when on doors may open.
+    pub fn opening(&self) -> watch::Receiver<bool> {
+        self.opening.clone()
     }
 }
 

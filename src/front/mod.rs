@@ -3,6 +3,7 @@
 
 pub mod client;
 mod config;
+pub mod handover;
 mod inherit;
 mod peers;
 mod server;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_stream::StreamExt;
@@ -72,9 +72,11 @@ pub async fn serve(socket: Socket, door: Door, shutdown: impl Future<Output = ()
     let (accepted, incoming) = mpsc::channel(1);
     let gate =
         Gate { pipeline: pipeline.clone(), metrics: metrics.clone(), allow_peers, open: Arc::default(), told: None };
+    let emptied = accepted.clone();
+    let (close, closed) = oneshot::channel::<()>();
     // Ends with this future: a door that nobody serves any more must not take connections.
     let mut accepting = JoinSet::new();
-    accepting.spawn(gate.accept(listener, accepted));
+    accepting.spawn(gate.accept(listener, accepted, closed));
     let service = KeyManagementServiceServer::new(Kms { pipeline: pipeline.clone(), key, kms, metrics })
         .max_decoding_message_size(MAX_MESSAGE);
     let streams = u32::try_from(max_calls.saturating_add(SPARE_STREAMS)).unwrap_or(u32::MAX);
@@ -85,8 +87,11 @@ pub async fn serve(socket: Socket, door: Door, shutdown: impl Future<Output = ()
         .add_service(service)
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming).map(Ok::<_, io::Error>), async {
             shutdown.await;
-            // From here on a connection attempt meets a closed door at once instead of waiting in the backlog.
-            accepting.abort_all();
+            // From here on a connection attempt meets a closed door at once instead of waiting in the backlog; whoever
+            // came in before is served, and told to go elsewhere with the next call.
+            drop(close);
+            accepting.join_next().await;
+            let _ = emptied.reserve().await;
         })
         .await;
     if let Err(error) = served {
@@ -107,9 +112,18 @@ struct Gate {
 // === impl Gate ===
 
 impl Gate {
-    async fn accept(mut self, listener: UnixListener, accepted: mpsc::Sender<Connection>) {
+    async fn accept(
+        mut self,
+        listener: UnixListener,
+        accepted: mpsc::Sender<Connection>,
+        mut closed: oneshot::Receiver<()>,
+    ) {
         loop {
-            let stream = match listener.accept().await {
+            let stream = tokio::select! {
+                stream = listener.accept() => stream,
+                _ = &mut closed => return,
+            };
+            let stream = match stream {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // Out of descriptors or memory: others may give some back.

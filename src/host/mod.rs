@@ -3,6 +3,7 @@
 
 pub mod admin;
 mod engine;
+mod handover;
 mod keeper;
 mod memory;
 pub mod pipeline;

@@ -1,7 +1,7 @@
 //! One pipeline: a socket that is there before OpenBao is asked anything, a switch behind it, and the engine that the
 //! switch leads to. Its trouble is its own; no other pipeline waits for it.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -13,7 +13,8 @@ use super::engine::{Engine, Surroundings};
 use super::switch::Switch;
 use crate::config::Pipeline as Config;
 use crate::error::Class;
-use crate::front::{self, Door, Inherited, Source};
+use crate::front::handover::Given;
+use crate::front::{self, Door, Inherited, Socket, SocketError, Source};
 use crate::key::{Finding, Identity, KeyState, Pins, refresh};
 use crate::request::KmsService;
 use crate::telemetry::events;
@@ -48,7 +49,11 @@ pub struct Pipeline {
     socket: watch::Receiver<SocketState>,
     close: watch::Sender<bool>,
     door: JoinHandle<()>,
+    /// The socket under other descriptors while the door is open, for a process that takes our place.
+    spare: Spare,
 }
+
+type Spare = Arc<std::sync::Mutex<Option<Socket>>>;
 
 /// Why a pipeline cannot be built or replaced; for the operator, who meets it at a reload.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -93,11 +98,20 @@ impl Pipeline {
             allow_peers: config.socket.allow_peers.clone(),
             max_calls: config.layers.limits.max_calls,
         };
-        let source = inherited.take(&config.name);
-        let door = tokio::spawn(keep_door(config.socket.clone(), source, door, state, closed));
-        let mut pipeline = Self { config, identity, around, switch, engine: None, socket, close, door };
-        pipeline.start_engine();
-        pipeline
+        let spare = Spare::default();
+        let keeping = KeepDoor {
+            config: config.socket.clone(),
+            source: inherited.take(&config.name),
+            opening: inherited.opening(),
+            door,
+            state,
+            closed,
+            spare: spare.clone(),
+        };
+        // Before the door: callers may be waiting at an inherited one, and the first of them must meet the engine.
+        let engine = start_engine(&config, &identity, &around, &switch);
+        let door = tokio::spawn(keeping.run());
+        Self { config, identity, around, switch, engine, socket, close, door, spare }
     }
 
     /// The configuration that runs.
@@ -128,6 +142,17 @@ impl Pipeline {
     /// The fingerprint of what runs.
     pub fn fingerprint(&self) -> String {
         pins(&self.config, &self.identity).fingerprint()
+    }
+
+    /// The socket, for a process that takes our place; none while there is none.
+    ///
+    /// # Errors
+    /// When the process has no descriptors left.
+    pub fn give(&self) -> std::io::Result<Option<Given>> {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = spare.as_ref().map(Socket::duplicate).transpose()?;
+        let pipeline = self.config.name.clone();
+        Ok(socket.map(|socket| Given { pipeline, healthy: self.observed().healthy(Instant::now()), socket }))
     }
 
     /// What the admin listener is shown.
@@ -167,9 +192,8 @@ impl Pipeline {
     pub async fn replace(&mut self, next: Config) {
         self.around.key.set_policy(next.health.tolerance.get(), next.health.outage);
         self.config = next;
-        let old = self.engine.take();
-        self.start_engine();
-        if let Some(old) = old {
+        let next = start_engine(&self.config, &self.identity, &self.around, &self.switch);
+        if let Some(old) = std::mem::replace(&mut self.engine, next) {
             old.stop().await;
         }
     }
@@ -189,27 +213,28 @@ impl Pipeline {
             engine.stop().await;
         }
     }
+}
 
-    fn start_engine(&mut self) {
-        let pinned = &self.config.identity.fingerprint;
-        let differs = if pinned.is_empty() { None } else { pins(&self.config, &self.identity).differs_from(pinned) };
-        if let Some(changed) = differs {
-            tracing::error!(
-                event = events::STATUS_CHANGED,
-                pipeline = &*self.around.pipeline,
-                class = Class::FingerprintMismatch.name(),
-                changed = changed.join(", "),
-                help = Class::FingerprintMismatch.help(),
-                "the pinned fingerprint differs from the configuration"
-            );
-            self.around.key.failed(Class::FingerprintMismatch, Instant::now());
-            self.switch.close(Class::FingerprintMismatch);
-            return;
-        }
-        let (engine, kms) = Engine::start(&self.config, self.identity.clone(), &self.around);
-        self.switch.lead_to(kms);
-        self.engine = Some(engine);
+/// Starts what stands behind the door and leads calls there; nothing when the pinned fingerprint forbids it.
+fn start_engine(config: &Config, identity: &Arc<Identity>, around: &Surroundings, switch: &Switch) -> Option<Engine> {
+    let pinned = &config.identity.fingerprint;
+    let differs = if pinned.is_empty() { None } else { pins(config, identity).differs_from(pinned) };
+    if let Some(changed) = differs {
+        tracing::error!(
+            event = events::STATUS_CHANGED,
+            pipeline = &*around.pipeline,
+            class = Class::FingerprintMismatch.name(),
+            changed = changed.join(", "),
+            help = Class::FingerprintMismatch.help(),
+            "the pinned fingerprint differs from the configuration"
+        );
+        around.key.failed(Class::FingerprintMismatch, Instant::now());
+        switch.close(Class::FingerprintMismatch);
+        return None;
     }
+    let (engine, kms) = Engine::start(config, identity.clone(), around);
+    switch.lead_to(kms);
+    Some(engine)
 }
 
 fn identity_of(config: &Config) -> Identity {
@@ -233,48 +258,74 @@ fn pins<'a>(config: &'a Config, identity: &'a Identity) -> Pins<'a> {
     }
 }
 
-/// Gets the socket, however long it takes, and serves it until told to close.
-async fn keep_door(
+/// What it takes to get a socket and to serve it.
+struct KeepDoor {
     config: front::Config,
-    mut source: Source,
+    source: Source,
+    opening: watch::Receiver<bool>,
     door: Door,
     state: watch::Sender<SocketState>,
-    mut closed: watch::Receiver<bool>,
-) {
-    let mut pause = FIRST_PAUSE;
-    let socket = loop {
-        match front::acquire(&config, source) {
-            Ok(socket) => break socket,
-            Err(error) => {
-                let sentence = format!("{error}; {}", error.help());
-                if !matches!(&*state.borrow(), SocketState::Refused(known) if *known == sentence) {
-                    tracing::error!(
-                        event = events::SOCKET_REFUSED,
-                        pipeline = &*door.pipeline,
-                        path = %config.path.display(),
-                        help = error.help(),
-                        "{error}"
-                    );
-                }
-                state.send_replace(SocketState::Refused(sentence));
-                source = Source::Bind;
+    closed: watch::Receiver<bool>,
+    spare: Spare,
+}
+
+// === impl KeepDoor ===
+
+impl KeepDoor {
+    /// Gets the socket, however long it takes, and serves it until told to close.
+    async fn run(mut self) {
+        tokio::select! {
+            opened = self.opening.wait_for(|open| *open) => if opened.is_err() { return },
+            _ = self.closed.wait_for(|closed| *closed) => return,
+        }
+        let Some(socket) = self.acquire().await else {
+            return;
+        };
+        tracing::info!(
+            event = events::SOCKET_READY,
+            pipeline = &*self.door.pipeline,
+            path = %self.config.path.display(),
+            "the socket accepts connections"
+        );
+        let keep = |socket: Option<Socket>| *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = socket;
+        // Without descriptors left it is served all the same, and cannot be handed over.
+        keep(socket.duplicate().ok());
+        self.state.send_replace(SocketState::Ready);
+        let mut closed = self.closed.clone();
+        let shutdown = async move {
+            // A dropped sender means that the pipeline is gone: the same as being told to close.
+            let _ = closed.wait_for(|closed| *closed).await;
+            // A listener that is kept would let callers wait at a closed door.
+            keep(None);
+        };
+        front::serve(socket, self.door, shutdown).await;
+    }
+
+    async fn acquire(&mut self) -> Option<Socket> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match front::acquire(&self.config, std::mem::replace(&mut self.source, Source::Bind)) {
+                Ok(socket) => return Some(socket),
+                Err(error) => self.refused(&error),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(LAST_PAUSE),
+                _ = self.closed.wait_for(|closed| *closed) => return None,
             }
         }
-        tokio::select! {
-            () = tokio::time::sleep(pause) => pause = (pause * 2).min(LAST_PAUSE),
-            _ = closed.wait_for(|closed| *closed) => return,
+    }
+
+    fn refused(&self, error: &SocketError) {
+        let sentence = format!("{error}; {}", error.help());
+        if !matches!(&*self.state.borrow(), SocketState::Refused(known) if *known == sentence) {
+            tracing::error!(
+                event = events::SOCKET_REFUSED,
+                pipeline = &*self.door.pipeline,
+                path = %self.config.path.display(),
+                help = error.help(),
+                "{error}"
+            );
         }
-    };
-    tracing::info!(
-        event = events::SOCKET_READY,
-        pipeline = &*door.pipeline,
-        path = %config.path.display(),
-        "the socket accepts connections"
-    );
-    state.send_replace(SocketState::Ready);
-    let shutdown = async move {
-        // A dropped sender means that the pipeline is gone: the same as being told to close.
-        let _ = closed.wait_for(|closed| *closed).await;
-    };
-    front::serve(socket, door, shutdown).await;
+        self.state.send_replace(SocketState::Refused(sentence));
+    }
 }

@@ -1,5 +1,5 @@
-//! `serve`: runs the host until a signal ends it. SIGTERM and SIGINT drain; SIGHUP and files that change reload; a bad file
-//! keeps what runs, and is shown until it is good or back at what it was.
+//! `serve`: runs the host until a signal ends it. SIGTERM and SIGINT drain; SIGUSR2 hands the sockets to a new process;
+//! SIGHUP and files that change reload; a bad file keeps what runs, and is shown until it is good or back at what it was.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::handover::{HandOverError, Predecessor, Successor};
 use super::watch::Watch;
 use super::{PluginHost, SocketState, memory, systemd};
 use crate::config::{self, Config};
@@ -25,6 +27,10 @@ const LOOK: Duration = Duration::from_millis(250);
 pub enum Ending {
     /// A signal asked for it.
     Signal,
+    /// Another process serves the sockets.
+    HandedOver,
+    /// The process that was to take the sockets over could not serve what the one before serves.
+    NotReady,
     /// No pipeline could get its socket for a minute.
     NoSocket,
     /// The runtime could not listen for signals.
@@ -35,6 +41,7 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    successor: Signal,
 }
 
 /// Runs the host. `files` are read again at each SIGHUP and when they change.
@@ -48,8 +55,20 @@ pub async fn serve(files: Vec<PathBuf>, config: Config, telemetry: telemetry::Gu
         pipelines = config.pipelines.len(),
         "started"
     );
+    // Asked before anybody could replace the file: its path is what the next process runs.
+    let program = std::env::current_exe();
     let watch = Watch::new(files);
-    let mut host = PluginHost::start(config, Inherited::from_environment());
+    let (before, inherited) = match Predecessor::find() {
+        Ok(Some((before, inherited))) => (Some(before), inherited),
+        Ok(None) => (None, Inherited::from_environment()),
+        Err(error) => {
+            tracing::error!(event = events::HAND_OVER_REFUSED, "the sockets cannot be taken over: {error}");
+            return Ending::NotReady;
+        }
+    };
+    let mut host = PluginHost::start(config, inherited);
+    let mut arrival = before.map(|before| tokio::spawn(before.take_over(host.outlook().clone())));
+    let mut successor: Option<Successor> = None;
     let (told, mut changed) = mpsc::channel(1);
     let watcher = tokio::spawn(watch.clone().run(told));
     let watchdog = tokio::spawn(systemd::watchdog());
@@ -64,9 +83,36 @@ pub async fn serve(files: Vec<PathBuf>, config: Config, telemetry: telemetry::Gu
             _ = signals.interrupt.recv() => break Ending::Signal,
             _ = signals.hangup.recv() => reload(&watch, &mut host, &telemetry).await,
             Some(()) = changed.recv() => reload(&watch, &mut host, &telemetry).await,
+            arrived = settled(&mut arrival) => {
+                arrival = None;
+                if !arrived { break Ending::NotReady }
+            }
+            _ = signals.successor.recv(), if successor.is_none() && arrival.is_none() => {
+                successor = begin_hand_over(&program, &host);
+            }
+            outcome = decided(successor.as_ref()) => match (outcome, successor.take()) {
+                (Ok(()), Some(ready)) => {
+                    ready.go();
+                    break Ending::HandedOver;
+                }
+                (outcome, failed) => refuse_hand_over(outcome.err(), failed),
+            },
         }
     };
-    systemd::stopping();
+    if let Some(unfinished) = successor {
+        unfinished.give_up();
+    }
+    if ending == Ending::NotReady {
+        let help = "look for the reason above; the process before goes on serving";
+        tracing::error!(
+            event = events::HAND_OVER_REFUSED,
+            help,
+            "not every pipeline became healthy that was so before"
+        );
+    }
+    if ending != Ending::HandedOver {
+        systemd::stopping();
+    }
     tracing::info!(event = events::STOPPING, "closing the doors; calls in flight are finished");
     host.stop().await;
     for beside in [watchdog, tally, memory, watcher] {
@@ -74,6 +120,42 @@ pub async fn serve(files: Vec<PathBuf>, config: Config, telemetry: telemetry::Gu
     }
     telemetry.shutdown().await;
     ending
+}
+
+fn begin_hand_over(program: &std::io::Result<PathBuf>, host: &PluginHost) -> Option<Successor> {
+    let program = program.as_ref().map_err(|error| HandOverError::Start(std::io::Error::from(error.kind())));
+    match program.and_then(|program| Successor::start(program, host)) {
+        Ok(successor) => Some(successor),
+        Err(error) => {
+            refuse_hand_over(Some(error), None);
+            None
+        }
+    }
+}
+
+fn refuse_hand_over(error: Option<HandOverError>, failed: Option<Successor>) {
+    if let Some(failed) = failed {
+        failed.give_up();
+    }
+    if let Some(error) = error {
+        tracing::error!(event = events::HAND_OVER_REFUSED, "{error}; this process goes on serving");
+    }
+}
+
+/// What has become of the new process; never, while there is none.
+async fn decided(successor: Option<&Successor>) -> Result<(), HandOverError> {
+    match successor {
+        Some(successor) => successor.outcome().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether we took the place of the process before; never, when there is none.
+async fn settled(arrival: &mut Option<JoinHandle<bool>>) -> bool {
+    match arrival {
+        Some(arrival) => arrival.await.unwrap_or(false),
+        None => std::future::pending().await,
+    }
 }
 
 async fn reload(watch: &Watch, host: &mut PluginHost, telemetry: &telemetry::Guard) {
@@ -111,6 +193,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            successor: signal(SignalKind::user_defined2())?,
         })
     }
 }

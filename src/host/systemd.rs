@@ -22,6 +22,11 @@ pub fn stopping() {
     tell(NotifyState::Stopping);
 }
 
+/// From now on another process is the service.
+pub fn main_pid(pid: u32) {
+    tell(NotifyState::MainPid(pid));
+}
+
 /// One line for `systemctl status`.
 pub fn status(line: &str) {
     tell(NotifyState::Status(line));

@@ -72,7 +72,7 @@ async fn all(batch: &mut Batch<Puppet>) -> Vec<Result<Reply, Error>> {
 async fn who_comes_while_others_are_on_their_way_goes_together() {
     let mut batch = layer(128, 100, all_open);
     assert!(all(&mut batch).await.iter().all(Result::is_ok));
-    assert_eq!(lots(&batch), [1, 1, 1, 9]);
+    assert_eq!(lots(&batch), [1, 1, 10]);
     assert!(batch.call(decrypt("z", SECOND)).await.is_ok());
     assert_eq!(lots(&batch).last(), Some(&1), "alone and at once when nobody else is inside");
     assert_eq!(batch.platform.expect("on").state().exchanges, 0);
@@ -82,7 +82,7 @@ async fn who_comes_while_others_are_on_their_way_goes_together() {
 async fn a_batch_has_a_largest_size_and_one_turns_it_off() {
     let mut batch = layer(4, 100, all_open);
     all(&mut batch).await;
-    assert_eq!(lots(&batch), [1, 1, 1, 4, 4, 1]);
+    assert_eq!(lots(&batch), [1, 1, 4, 4, 2]);
     let mut off = layer(1, 100, all_open);
     all(&mut off).await;
     assert_eq!(lots(&off), [1; 12]);
@@ -128,7 +128,7 @@ async fn a_failure_of_the_exchange_is_everybodys() {
     let mut batch = layer(128, 100, |_| Err(Class::Sealed.into()));
     let answers = all(&mut batch).await;
     assert!(answers.iter().all(|answer| answer.as_ref().is_err_and(|error| error.class() == Class::Sealed)));
-    assert_eq!(lots(&batch), [1, 1, 1, 9], "repeating is the retry layer's");
+    assert_eq!(lots(&batch), [1, 1, 10], "repeating is the retry layer's");
 }
 
 #[tokio::test(start_paused = true)]
@@ -138,14 +138,14 @@ async fn who_hangs_up_leaves_nothing_behind() {
     let calls: Vec<_> = TEXTS.iter().map(|text| tokio::spawn(batch.call(decrypt(text, SECOND)))).collect();
     tokio::time::sleep(Duration::from_millis(1)).await;
     let platform = batch.platform.clone().expect("on");
-    assert_eq!(inside(&platform), (3, 9));
-    // The three in front leave; one batch goes in their place, and ends when its own callers leave.
-    for call in &calls[..3] {
+    assert_eq!(inside(&platform), (2, 10));
+    // The two in front leave; one batch goes in their place, and ends when its own callers leave.
+    for call in &calls[..2] {
         call.abort();
     }
     tokio::time::sleep(Duration::from_millis(1)).await;
-    assert_eq!((platform.state().exchanges, lots(&batch)), (1, vec![1, 1, 1, 9]));
-    for call in &calls[3..] {
+    assert_eq!((platform.state().exchanges, lots(&batch)), (1, vec![1, 1, 10]));
+    for call in &calls[2..] {
         call.abort();
     }
     tokio::time::sleep(Duration::from_millis(1)).await;

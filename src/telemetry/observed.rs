@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::time::Instant;
 
 use super::metrics::PipelineMetrics;
 use crate::key::{Finding, KeyState};
@@ -34,4 +35,13 @@ pub struct Observed {
     pub fingerprint: String,
     /// Whether its socket is there.
     pub socket: SocketProbe,
+}
+
+// === impl Observed ===
+
+impl Observed {
+    /// Whether Status says `ok`.
+    pub fn healthy(&self, now: Instant) -> bool {
+        self.key.peek().is_some() && self.key.shown_trouble(now).is_none()
+    }
 }

@@ -13,7 +13,7 @@ use bao_kms_provider::front::client::{Client, StatusResponse};
 use super::puppet::{PATIENCE, folder};
 
 /// The program; killed when dropped.
-struct Program(Child);
+pub(super) struct Program(pub(super) Child);
 
 impl Drop for Program {
     fn drop(&mut self) {
@@ -42,7 +42,7 @@ pipelines:
 }
 
 /// Starts the program as a service manager does: descriptors from 3 on, and the process's own number in the environment.
-fn serve(config: &Path, variables: &str, socket: Option<OwnedFd>) -> Program {
+pub(super) fn serve(config: &Path, variables: &str, socket: Option<OwnedFd>) -> Program {
     let start = format!("{variables} exec \"$0\" serve --config \"$1\" 3<&0 0</dev/null");
     let child = Command::new("/bin/sh")
         .args(["-c", &start, env!("CARGO_BIN_EXE_bao-kms-provider")])

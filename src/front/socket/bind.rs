@@ -101,7 +101,7 @@ fn stream() -> rustix::io::Result<OwnedFd> {
 fn listen(config: &Config, group: Option<u32>, known: Option<&Metadata>) -> Result<OwnedFd, SocketError> {
     let path = &config.path;
     // The lock makes the name ours: nobody else binds for this path, and what is there was left behind.
-    let fresh = path.with_file_name(format!(".{}.new", name_of(path)));
+    let fresh = temporary(path);
     let io = |step| move |error: Errno| SocketError::Io { path: path.clone(), step, source: error.into() };
     let socket = stream().map_err(io("cannot make a socket"))?;
     // Linux gives the file the mode of the socket's own inode, less the umask; both are set again below, before anybody
@@ -148,8 +148,9 @@ fn place(
     rustix::fs::rename(fresh, path).map_err(io("cannot put the socket in its place"))
 }
 
-fn name_of(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+/// The name a socket is bound under before it is moved to its place. Its address says so for ever.
+pub(super) fn temporary(path: &Path) -> PathBuf {
+    path.with_file_name(format!(".{}.new", path.file_name().unwrap_or_default().to_string_lossy()))
 }
 
 #[cfg(test)]

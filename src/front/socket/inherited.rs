@@ -6,6 +6,7 @@ use std::path::Path;
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
+use super::bind::temporary;
 use super::{Socket, SocketError};
 use crate::front::Config;
 
@@ -21,7 +22,9 @@ pub(super) fn adopt(config: &Config, socket: OwnedFd, lock: Option<OwnedFd>) -> 
     let listener = std::os::unix::net::UnixListener::from(socket);
     let address = listener.local_addr().ok();
     let path = address.as_ref().and_then(|address| address.as_pathname()).unwrap_or(Path::new(""));
-    if path != config.path {
+    // One of ours was bound under another name and moved, which its address does not show; its lock does.
+    let moved = lock.is_some() && path == temporary(&config.path);
+    if path != config.path && !moved {
         return refuse(&format!("it listens at {:?}, not at {}", path, config.path.display()));
     }
     listener.set_nonblocking(true).map_err(|source| SocketError::Io {

@@ -101,6 +101,19 @@ pub enum SocketError {
     },
 }
 
+// === impl Socket ===
+
+impl Socket {
+    /// The same listener and lock under other descriptors.
+    ///
+    /// # Errors
+    /// When the process has no descriptors left.
+    pub fn duplicate(&self) -> std::io::Result<Self> {
+        let lock = self.lock.as_ref().map(File::try_clone).transpose()?;
+        Ok(Self { listener: self.listener.try_clone()?, lock })
+    }
+}
+
 // === impl SocketError ===
 
 impl SocketError {

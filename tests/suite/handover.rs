@@ -1,0 +1,290 @@
+//! Another process in the place of this one, under load: a client that waits for a connection and repeats what the server
+//! did not process, as grpc-go does, loses no call.
+
+use std::error::Error as _;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bao_kms_provider::front::client::{Client, ClientError};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::inherit::{Program, serve};
+use super::support::{PATIENCE, Stage, status_until};
+
+/// How often the program is replaced.
+const TIMES: u64 = 100;
+
+/// The program as a service manager sees it: started once, then whatever process it names its main one.
+struct Service {
+    first: Option<Program>,
+    main: Pid,
+    notify: UnixDatagram,
+    log: PathBuf,
+}
+
+impl Service {
+    fn start(stage: &Stage, config: &str) -> Self {
+        let file = stage.write("config.yaml", config);
+        let path = stage.path("notify");
+        let notify = UnixDatagram::bind(&path).expect("a socket");
+        notify.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        let variables = format!("exec 2>>{}; NOTIFY_SOCKET={}", stage.path("log").display(), path.display());
+        let first = serve(&file, &variables, None);
+        let main = pid(first.0.id());
+        Self { first: Some(first), main, notify, log: stage.path("log") }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(self.main, signal).expect("signalled");
+    }
+
+    /// Waits until the service manager is told of another main process, and until the one before has ended.
+    fn replaced(&mut self) {
+        let mut message = [0; 512];
+        let next = loop {
+            let length = self.notify.recv(&mut message).expect("a word");
+            let text = String::from_utf8_lossy(&message[..length]).into_owned();
+            if let Some(number) = text.trim().strip_prefix("MAINPID=") {
+                break pid(number.parse().expect("a number"));
+            }
+        };
+        let before = std::mem::replace(&mut self.main, next);
+        if let Some(mut first) = self.first.take() {
+            assert_eq!(first.0.wait().expect("it ends").code(), Some(0));
+        }
+        let began = Instant::now();
+        while alive(before) {
+            assert!(began.elapsed() < PATIENCE, "the process before goes on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", std::fs::read_to_string(&self.log).unwrap_or_default());
+        }
+        let _ = kill_process(self.main, Signal::KILL);
+    }
+}
+
+fn pid(number: u32) -> Pid {
+    Pid::from_raw(i32::try_from(number).expect("a number")).expect("not zero")
+}
+
+/// Whether it runs: one that has ended may stay in the table until somebody asks for it.
+fn alive(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid())).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+}
+
+async fn logged(stage: &Stage, text: &str) {
+    let began = Instant::now();
+    loop {
+        let log = std::fs::read_to_string(stage.path("log")).unwrap_or_default();
+        if log.contains(text) {
+            return;
+        }
+        assert!(began.elapsed() < PATIENCE, "never logged {text:?}:\n{log}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Whether the server said, or the connection shows, that it has not begun with the call.
+fn not_processed(error: &ClientError) -> bool {
+    let ClientError::Call(status) = error else {
+        return true;
+    };
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            return error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM));
+        }
+        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// Seals and opens until told to stop, each call with the API server's time.
+struct Load {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicUsize>,
+    callers: tokio::task::JoinSet<Vec<String>>,
+}
+
+impl Load {
+    fn start(path: &Path, callers: usize) -> Self {
+        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let mut set = tokio::task::JoinSet::new();
+        for at in 0..callers {
+            let (path, stop, done) = (path.to_owned(), stop.clone(), done.clone());
+            set.spawn(async move {
+                let (client, seed) = (Client::connect(path).await.expect("a connection"), vec![at as u8; 32]);
+                let mut failures = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    match round(&client, &seed).await {
+                        Ok(()) => _ = done.fetch_add(1, Ordering::Relaxed),
+                        Err(error) => failures.push(format!("{error:?}")),
+                    }
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                failures
+            });
+        }
+        Self { stop, done, callers: set }
+    }
+
+    /// Ends it; how many went well, and what failed.
+    async fn end(self) -> (usize, Vec<String>) {
+        self.stop.store(true, Ordering::Relaxed);
+        let failures = self.callers.join_all().await.into_iter().flatten().collect();
+        (self.done.load(Ordering::Relaxed), failures)
+    }
+}
+
+async fn round(client: &Client, seed: &[u8]) -> Result<(), ClientError> {
+    let (kms, plaintext) = (client.clone(), seed.to_vec());
+    let sealed = repeated(move || {
+        let (kms, plaintext) = (kms.clone(), plaintext.clone());
+        async move { kms.encrypt(plaintext, "u").await }
+    });
+    let (kms, sealed) = (client.clone(), sealed.await?);
+    let opened = repeated(move || {
+        let (kms, sealed) = (kms.clone(), sealed.clone());
+        async move { kms.decrypt(sealed.ciphertext.to_vec(), "u", &sealed.key_id, sealed.annotations).await }
+    });
+    assert_eq!(opened.await?, seed, "another plaintext");
+    Ok(())
+}
+
+/// Makes the call until the server has processed it, within the API server's time.
+async fn repeated<T, F>(call: impl Fn() -> F) -> Result<T, ClientError>
+where
+    F: Future<Output = Result<T, ClientError>>,
+{
+    let began = Instant::now();
+    loop {
+        match call().await {
+            Err(error) if not_processed(&error) && began.elapsed() < Duration::from_secs(3) => {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn quiet(stage: &Stage) -> String {
+    stage.config("").replace("level: trace", "level: info")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_hand_overs_under_load_lose_no_call() {
+    let stage = Stage::set().await;
+    let mut service = Service::start(&stage, &quiet(&stage));
+    let client = stage.client().await;
+    let first = status_until(&client, "ok", |status| status.healthz == "ok").await;
+    let load = Load::start(&stage.socket(), 8);
+    for _ in 0..TIMES {
+        service.signal(Signal::USR2);
+        tokio::task::block_in_place(|| service.replaced());
+        // A new connection meets a process that is ready: whatever was healthy stays so.
+        let status = Client::connect(stage.socket()).await.expect("a listener").status().await.expect("Status");
+        assert_eq!((status.healthz.as_str(), &status.key_id), ("ok", &first.key_id));
+    }
+    let (done, failures) = load.end().await;
+    assert_eq!(failures, Vec::<String>::new(), "of {done}");
+    assert!(done > 500, "{done} calls are no load");
+    let logins = stage.server.calls().of("auth/login");
+    assert!(logins <= TIMES + 3, "{logins} logins of {TIMES} processes");
+    let live = stage.server.state().live_tokens();
+    assert!(live <= 3, "{live} tokens: each process gives its own back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_restarts_behind_the_service_managers_socket_lose_no_call() {
+    let stage = Stage::set().await;
+    let file = stage.write("config.yaml", &quiet(&stage));
+    let manager = UnixListener::bind(stage.socket()).expect("a socket");
+    let start = || {
+        let passed = manager.try_clone().expect("a copy");
+        serve(&file, "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=a", Some(passed.into()))
+    };
+    let mut program = start();
+    status_until(&stage.client().await, "ok", |status| status.healthz == "ok").await;
+    let load = Load::start(&stage.socket(), 8);
+    for _ in 0..TIMES {
+        kill_process(pid(program.0.id()), Signal::TERM).expect("signalled");
+        let ended = tokio::task::block_in_place(|| program.0.wait()).expect("it ends");
+        assert_eq!(ended.code(), Some(0));
+        program = start();
+        // A process that has not come to its signals yet would die of the next one.
+        status_until(&stage.client().await, "an answer", |_| true).await;
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    status_until(&stage.client().await, "ok", |status| status.healthz == "ok").await;
+    let (done, failures) = load.end().await;
+    assert_eq!(failures, Vec::<String>::new(), "of {done}");
+    assert!(done > 300, "{done} calls are no load");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_keeps_the_next_process_from_serving_the_one_before_goes_on() {
+    let stage = Stage::set().await;
+    let good = quiet(&stage);
+    let mut service = Service::start(&stage, &good);
+    let client = stage.client().await;
+    status_until(&client, "ok", |status| status.healthz == "ok").await;
+
+    stage.write("config.yaml", "configVersion: v1\nnonsense: true\n");
+    service.signal(Signal::USR2);
+    logged(&stage, "the new process ended before it was ready").await;
+    round(&client, &[1; 32]).await.expect("served on");
+
+    // It comes up and can never log in.
+    stage.write("config.yaml", &good);
+    stage.write("identity.jwt", "no.jwt.at-all");
+    service.signal(Signal::USR2);
+    logged(&stage, "not every pipeline became healthy").await;
+    round(&client, &[1; 32]).await.expect("served on");
+
+    stage.issue_jwt(3_600);
+    service.signal(Signal::USR2);
+    tokio::task::block_in_place(|| service.replaced());
+    round(&stage.client().await, &[1; 32]).await.expect("served by the next");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_dies_in_the_middle_leaves_its_sockets_to_the_next() {
+    let stage = Stage::set().await;
+    let service = Service::start(&stage, &quiet(&stage));
+    status_until(&stage.client().await, "ok", |status| status.healthz == "ok").await;
+    stage.write("identity.jwt", "no.jwt.at-all");
+    service.signal(Signal::USR2);
+    logged(&stage, "handing_over").await;
+    let log = std::fs::read_to_string(stage.path("log")).expect("a log");
+    let next = log.split("pid").nth(1).expect("its number").chars().skip_while(|c| !c.is_ascii_digit());
+    let next: String = next.take_while(char::is_ascii_digit).collect();
+    let next = Service {
+        first: None,
+        main: pid(next.parse().expect(&log)),
+        notify: UnixDatagram::unbound().expect("one"),
+        log: stage.path("log"),
+    };
+    service.signal(Signal::KILL);
+    while alive(service.main) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let client = stage.client().await;
+    assert_ne!(client.status().await.expect("Status").healthz, "ok", "it has nothing to seal with yet");
+    stage.issue_jwt(3_600);
+    status_until(&client, "ok", |status| status.healthz == "ok").await;
+    round(&client, &[1; 32]).await.expect("served by the next");
+    drop(next);
+}
