@@ -3,6 +3,7 @@
 mod suite {
     #[cfg(feature = "dev")]
     mod admin;
+    mod authority;
     #[cfg(feature = "dev")]
     mod bao;
     mod config;

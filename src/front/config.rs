@@ -25,6 +25,10 @@ pub struct Config {
     /// Whether the last component of the socket's directory is made when it is missing, with mode 0750. Default false.
     #[serde(default)]
     pub create_directory: bool,
+    /// Whether API servers before Kubernetes 1.32 are understood, which name the escaped path of the socket as the authority
+    /// of their calls. Costs others nothing after their first call. Default true.
+    #[serde(default = "default_true")]
+    pub escaped_authority: bool,
     /// Who may connect, beyond what the mode says.
     #[serde(default)]
     pub allow_peers: AllowPeers,
@@ -38,6 +42,10 @@ pub struct AllowPeers {
     pub uids: Vec<u32>,
     /// Group ids, primary or supplementary.
     pub gids: Vec<u32>,
+}
+
+fn default_true() -> bool {
+    true
 }
 
 fn default_mode() -> Mode {

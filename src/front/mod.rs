@@ -1,6 +1,7 @@
 //! The door: the Unix socket, who may knock, and KMS v2 turned into our own words and back. Status is answered here, from
 //! memory.
 
+mod authority;
 pub mod client;
 mod config;
 pub mod handover;

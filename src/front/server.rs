@@ -19,6 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
+use super::authority::Repair;
 use super::service::Kms;
 use super::v2::key_management_service_server::KeyManagementServiceServer;
 use super::{AllowPeers, Socket, peers};
@@ -50,6 +51,8 @@ pub struct Door {
     pub metrics: Arc<PipelineMetrics>,
     /// Who may connect.
     pub allow_peers: AllowPeers,
+    /// `socket.escapedAuthority`.
+    pub escaped_authority: bool,
     /// `limits.maxCalls`.
     pub max_calls: usize,
 }
@@ -68,10 +71,16 @@ pub async fn serve(socket: Socket, door: Door, shutdown: impl Future<Output = ()
             return;
         }
     };
-    let Door { pipeline, key, kms, metrics, allow_peers, max_calls } = door;
+    let Door { pipeline, key, kms, metrics, allow_peers, escaped_authority, max_calls } = door;
     let (accepted, incoming) = mpsc::channel(1);
-    let gate =
-        Gate { pipeline: pipeline.clone(), metrics: metrics.clone(), allow_peers, open: Arc::default(), told: None };
+    let gate = Gate {
+        pipeline: pipeline.clone(),
+        metrics: metrics.clone(),
+        allow_peers,
+        escaped_authority,
+        open: Arc::default(),
+        told: None,
+    };
     let emptied = accepted.clone();
     let (close, closed) = oneshot::channel::<()>();
     // Ends with this future: a door that nobody serves any more must not take connections.
@@ -105,6 +114,7 @@ struct Gate {
     pipeline: Arc<str>,
     metrics: Arc<PipelineMetrics>,
     allow_peers: AllowPeers,
+    escaped_authority: bool,
     open: Arc<AtomicUsize>,
     told: Option<Instant>,
 }
@@ -146,7 +156,8 @@ impl Gate {
             return None;
         }
         let open = self.open.fetch_add(1, Ordering::Relaxed) + 1;
-        let connection = Connection { stream, open: self.open.clone(), metrics: self.metrics.clone() };
+        let repair = Repair::new(self.escaped_authority);
+        let connection = Connection { stream, repair, open: self.open.clone(), metrics: self.metrics.clone() };
         if open > MAX_CONNECTIONS {
             self.refuse("sixteen connections are open already");
             return None;
@@ -168,6 +179,7 @@ impl Gate {
 /// A connection that is counted until it closes.
 struct Connection {
     stream: UnixStream,
+    repair: Repair,
     open: Arc<AtomicUsize>,
     metrics: Arc<PipelineMetrics>,
 }
@@ -187,7 +199,8 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let Self { stream, repair, .. } = &mut *self;
+        repair.poll_read(stream, cx, buf)
     }
 }
 

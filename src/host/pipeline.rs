@@ -96,6 +96,7 @@ impl Pipeline {
             kms: KmsService::new(switch.clone()),
             metrics: around.metrics.clone(),
             allow_peers: config.socket.allow_peers.clone(),
+            escaped_authority: config.socket.escaped_authority,
             max_calls: config.layers.limits.max_calls,
         };
         let spare = Spare::default();

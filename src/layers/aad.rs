@@ -10,7 +10,7 @@ use super::Answer;
 use crate::error::{Class, Error};
 use crate::key::check::{Refusal, check};
 use crate::key::{KeyState, Version};
-use crate::request::{Bound, Operation, Payload, Reply, Request, Response, Stage};
+use crate::request::{Bound, Kind, Operation, Payload, Reply, Request, Response, Stage};
 
 /// The layer's service.
 #[derive(Clone)]
@@ -95,14 +95,27 @@ where
     fn call(&mut self, request: Request) -> Self::Future {
         let Self { mut inner, key } = self.clone();
         Box::pin(async move {
+            let again = (request.kind() == Kind::Encrypt).then(|| request.clone());
             let bound = bind(&key, request).await?;
             let version = bound.version.clone();
-            let reply = inner.call(bound).await.map_err(|error| match error.class() {
-                // OpenBao names no version; we know which one was asked for.
-                Class::VersionTooOld => error.with_version(version.number),
-                _ => error,
-            })?;
-            Ok(respond(reply, &version))
+            let error = match inner.call(bound).await {
+                Ok(reply) => return Ok(respond(reply, &version)),
+                Err(error) if error.class() == Class::VersionTooOld => error,
+                Err(error) => return Err(error),
+            };
+            // OpenBao names no version; we know which one was asked for.
+            let error = error.with_version(version.number);
+            let Some(request) = again else {
+                return Err(error);
+            };
+            // The minimum for encryption was raised a moment ago; a look at the key says which version takes over.
+            key.refresh().await;
+            let bound = bind(&key, request).await?;
+            if bound.version.number == version.number {
+                return Err(error);
+            }
+            let version = bound.version.clone();
+            inner.call(bound).await.map(|reply| respond(reply, &version))
         })
     }
 }

@@ -7,6 +7,7 @@ mod components;
 mod contract;
 mod install;
 mod login;
+mod old;
 mod raft;
 mod service;
 mod socket;

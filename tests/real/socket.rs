@@ -98,3 +98,21 @@ fn holds_token(log: &str) -> bool {
             && !log[..at].ends_with(|c: char| c.is_ascii_alphanumeric())
     })
 }
+
+#[tokio::test]
+async fn a_minimum_raised_inside_the_activation_delay_moves_encrypt_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let bao = OpenBao::dev(folder.path()).await;
+    bao.provision().await;
+    let mut setup = Setup::new(folder.path(), &bao, Login::Jwt);
+    setup.pipeline()["rotation"] = json!({ "activationDelay": "1h", "metadataInterval": "10m" });
+    let provider = setup.start();
+    let first_id = provider.status("ok").await;
+    let client = provider.connect().await;
+    bao.write(&bao.key("/rotate"), json!({})).await;
+    bao.write(&bao.key("/config"), json!({ "min_encryption_version": 2 })).await;
+    let sealed = client.encrypt(SEED.to_vec(), "one").await.expect("Encrypt goes on");
+    assert!(sealed.ciphertext.starts_with(b"vault:v2:"));
+    assert_ne!(sealed.key_id, first_id);
+    assert_eq!(provider.status("ok").await, sealed.key_id, "the next Status announces it");
+}

@@ -134,6 +134,7 @@ impl House {
             }),
             metrics: metrics.clone(),
             allow_peers: config.allow_peers.clone(),
+            escaped_authority: config.escaped_authority,
             max_calls,
         };
         let (stop, stopped) = oneshot::channel();

@@ -20,6 +20,7 @@ pub const TOKEN: &str = "test-token";
 /// A running API server.
 pub struct ApiServer {
     process: Option<Process>,
+    program: PathBuf,
     folder: PathBuf,
     arguments: Vec<String>,
     client: reqwest::Client,
@@ -41,6 +42,11 @@ pub fn encryption(socket: &Path) -> String {
 impl ApiServer {
     /// Starts one on `etcd` with an EncryptionConfiguration and waits until it is ready.
     pub async fn start(folder: &Path, etcd: &Etcd, encryption: &Path) -> Self {
+        Self::start_one("kube-apiserver", folder, etcd, encryption).await
+    }
+
+    /// The same of another release; `program` is its name among the components.
+    pub async fn start_one(program: &str, folder: &Path, etcd: &Etcd, encryption: &Path) -> Self {
         let port = free_port();
         let folder = folder.join(format!("apiserver-{port}"));
         std::fs::create_dir_all(&folder).expect("a folder");
@@ -68,14 +74,15 @@ impl ApiServer {
             format!("--encryption-provider-config={}", encryption.display()),
             "--encryption-provider-config-automatic-reload=true".to_owned(),
         ];
-        let mut server = Self { process: None, folder, arguments, client: client(), url };
+        let program = component(program);
+        let mut server = Self { process: None, program, folder, arguments, client: client(), url };
         server.spawn();
         server.ready().await;
         server
     }
 
     fn spawn(&mut self) {
-        let mut command = Command::new(component("kube-apiserver"));
+        let mut command = Command::new(&self.program);
         command.args(&self.arguments);
         self.process = Some(Process::start("kube-apiserver", &self.folder, &mut command));
     }
