@@ -16,6 +16,7 @@ mod suite {
     mod generated;
     #[cfg(feature = "dev")]
     mod handover;
+    mod hostile;
     mod house;
     mod inherit;
     mod pages;

@@ -4,6 +4,7 @@
 //! after the other, and the median of the rounds is what the table says.
 
 mod measure;
+mod old_callers;
 mod program;
 mod stage;
 
@@ -44,6 +45,7 @@ async fn run() {
         throughput(&stage, &program, in_flight).await;
     }
     status(&program).await;
+    old_callers(&program).await;
     storm(&program, STORM, "", "< 150 ms, <= 5, 0").await;
     tokio::time::sleep(Duration::from_secs(10)).await;
     row("VmRSS 10 s after the storm", format!("{:.1} MiB", measure::rss_mib(program.pid())), "< 30 MiB");
@@ -113,6 +115,20 @@ async fn status(program: &Program) {
     let measured =
         format!("{:.2} ({:.2} over {:.2} ms), {calls} OpenBao calls", median(ratios), median(ours), median(bare));
     row("Status p99 at 16, ratio to an empty handler", measured, "<= 1.3, 0");
+}
+
+/// What the repair of an escaped authority costs a call.
+async fn old_callers(program: &Program) {
+    let (mut ratios, mut repaired, mut plain) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let base = old_callers::round(&program.socket, false, 2_000).await.percentile(0.5);
+        let through = old_callers::round(&program.socket, true, 2_000).await.percentile(0.5);
+        ratios.push(through.as_secs_f64() / base.as_secs_f64());
+        repaired.push(millis(through));
+        plain.push(millis(base));
+    }
+    let measured = format!("{:.2} ({:.3} over {:.3} ms)", median(ratios), median(repaired), median(plain));
+    row("Status p50 of an API server before 1.32, ratio to a later one", measured, "");
 }
 
 async fn status_round(client: program::Client) -> measure::Round {

@@ -20,6 +20,8 @@ pub struct Program {
     child: Child,
     /// A client of its socket.
     pub client: Client,
+    /// Where it listens.
+    pub socket: PathBuf,
     /// From exec to the first accepted connection.
     pub socket_after: Duration,
     admin: String,
@@ -55,6 +57,7 @@ impl Program {
         Self {
             child,
             client,
+            socket,
             socket_after,
             admin,
             http: reqwest::Client::new(),

@@ -141,6 +141,7 @@ pub fn full_values() -> Value {
             "rotation": crate::key::config::Rotation::default(),
             "health": crate::key::config::HealthPolicy::default(),
         }],
+        "memory": crate::host::lock::Config::default(),
         "telemetry": {
             "logs": crate::telemetry::config::Logs::default(),
             "metrics": {},

@@ -32,6 +32,9 @@ pub struct Config {
     /// Where logs, metrics and traces go.
     #[serde(default)]
     pub telemetry: crate::telemetry::Config,
+    /// What becomes of this process's memory.
+    #[serde(default)]
+    pub memory: crate::host::lock::Config,
     /// Metrics, liveness and readiness over HTTP; off when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admin: Option<crate::host::admin::Config>,

@@ -5,6 +5,7 @@ pub mod admin;
 mod engine;
 mod handover;
 mod keeper;
+pub mod lock;
 mod memory;
 pub mod pipeline;
 pub mod run;

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::handover::{HandOverError, Predecessor, Successor};
 use super::watch::Watch;
-use super::{PluginHost, SocketState, memory, systemd};
+use super::{PluginHost, SocketState, lock, memory, systemd};
 use crate::config::{self, Config};
 use crate::front::Inherited;
 use crate::telemetry::{self, events};
@@ -55,6 +55,7 @@ pub async fn serve(files: Vec<PathBuf>, config: Config, telemetry: telemetry::Gu
         pipelines = config.pipelines.len(),
         "started"
     );
+    lock::apply(&config.memory);
     // Asked before anybody could replace the file: its path is what the next process runs.
     let program = std::env::current_exe();
     let watch = Watch::new(files);

@@ -8,6 +8,7 @@ mod contract;
 mod install;
 mod login;
 mod old;
+mod outage;
 mod raft;
 mod service;
 mod socket;

@@ -309,7 +309,9 @@ async fn a_minimum_raised_inside_the_activation_delay_moves_encrypt_at_once() {
     let first = status_until(&client, "ok", |status| status.healthz == "ok").await;
     let (bao, key) = (stage.bao(), format!("{}/keys/{}", stage.setup.mount, stage.setup.key));
     bao.call("POST", &format!("{key}/rotate"), &serde_json::json!({})).await.expect("rotated");
-    bao.call("POST", &format!("{key}/config"), &serde_json::json!({ "min_encryption_version": 2 })).await.expect("raised");
+    bao.call("POST", &format!("{key}/config"), &serde_json::json!({ "min_encryption_version": 2 }))
+        .await
+        .expect("raised");
     let sealed = client.encrypt(vec![7; 32], "u").await.expect("Encrypt goes on");
     assert!(sealed.ciphertext.starts_with(b"vault:v2:"));
     assert_ne!(sealed.key_id, first.key_id);

@@ -410,3 +410,13 @@ async fn a_second_address_takes_over() {
     }
     assert!(other.calls().of("transit/encrypt") >= 20);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_is_locked_when_asked_for_or_the_log_says_why_not() {
+    let stage = Stage::set().await;
+    let program = stage.serve(&format!("{}memory: {{ lock: true }}\n", stage.config("")));
+    status_until(&stage.client().await, "ok", |status| status.healthz == "ok").await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", program.child.id())).expect("status");
+    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).expect("a line").trim() != "0 kB";
+    assert!(locked != program.output().contains("memory is not locked"), "{status}\n{}", program.output());
+}

@@ -130,12 +130,19 @@ impl ApiServer {
 
     /// Stores a Secret with one value.
     pub async fn store(&self, name: &str, value: &str) {
+        self.try_store(name, value).await.expect("stored");
+    }
+
+    /// Stores a Secret with one value, or says why it cannot be stored.
+    pub async fn try_store(&self, name: &str, value: &str) -> Result<(), String> {
         let body = json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": { "name": name }, "data": { "value": STANDARD.encode(value) },
         });
         let path = "/api/v1/namespaces/default/secrets";
-        let (status, text) = self.call(Method::POST, path, Some(body)).await.expect("the API server answers");
-        assert_eq!(status, 201, "{text}");
+        match self.call(Method::POST, path, Some(body)).await? {
+            (201, _) => Ok(()),
+            (status, text) => Err(format!("{status}: {text}")),
+        }
     }
 
     /// Reads a Secret's value, or why it cannot be read.
