@@ -3,10 +3,12 @@
 
 mod support;
 
+mod clock;
 mod components;
 mod contract;
 mod install;
 mod login;
+mod nodes;
 mod old;
 mod outage;
 mod raft;

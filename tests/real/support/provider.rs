@@ -32,6 +32,8 @@ pub struct Setup {
     pub ca: PathBuf,
     pub socket: PathBuf,
     admin: String,
+    /// A file that holds how many seconds the program's clock is off, such as `+60`; it is looked at once a second.
+    pub clock: Option<PathBuf>,
 }
 
 /// The running program.
@@ -81,7 +83,7 @@ impl Setup {
             }],
             "admin": { "listen": admin },
         });
-        Self { config, folder, jwt, ca, socket, admin }
+        Self { config, folder, jwt, ca, socket, admin, clock: None }
     }
 
     /// The only pipeline of the file.
@@ -91,7 +93,19 @@ impl Setup {
 
     /// Starts the program; does not wait for anything.
     pub fn start(self) -> Provider {
-        self.start_below(Command::new(PROGRAM), &["serve"])
+        let command = self.command();
+        self.start_below(command, &["serve"])
+    }
+
+    /// The program, with a clock of its own if it is to have one.
+    fn command(&self) -> Command {
+        let mut command = Command::new(PROGRAM);
+        if let Some(clock) = &self.clock {
+            command.env("LD_PRELOAD", faketime()).env("FAKETIME_TIMESTAMP_FILE", clock);
+            // Only the clock of the day is off; what spans are measured with is the kernel's.
+            command.env("FAKETIME_CACHE_DURATION", "1").env("DONT_FAKE_MONOTONIC", "1");
+        }
+        command
     }
 
     /// Starts it as `command` with these arguments before `--config`, such as by a service manager.
@@ -105,7 +119,7 @@ impl Setup {
 impl Provider {
     /// Writes the file and starts the binary again.
     pub fn start(&mut self) {
-        self.spawn(Command::new(PROGRAM), &["serve"]);
+        self.spawn(self.setup.command(), &["serve"]);
     }
 
     fn spawn(&mut self, mut command: Command, arguments: &[&str]) {
@@ -171,4 +185,11 @@ impl Provider {
         let status = reply.status().as_u16();
         Ok((status, reply.text().await.map_err(|error| error.to_string())?))
     }
+}
+
+/// The library of Debian's `faketime`, which `.ci/run` installs.
+fn faketime() -> PathBuf {
+    let folders = std::fs::read_dir("/usr/lib").expect("/usr/lib").flatten();
+    let libraries = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+    libraries.into_iter().find(|library| library.exists()).expect("faketime is missing: install the package")
 }
