@@ -52,6 +52,11 @@ impl Inherited {
         sources.remove(pipeline).unwrap_or(Source::Bind)
     }
 
+    /// Lets go of those that nobody took, so that callers meet a closed door instead of one that nobody will open.
+    pub fn forget(&self) {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Holds true from when on doors may open.
     pub fn opening(&self) -> watch::Receiver<bool> {
         self.opening.clone()

@@ -49,6 +49,11 @@ impl PluginHost {
         host
     }
 
+    /// Lets go of sockets that were handed over for pipelines which this configuration does not have.
+    pub fn forget_unclaimed(&self) {
+        self.inherited.forget();
+    }
+
     /// The pipelines that run.
     pub fn pipelines(&self) -> &[Pipeline] {
         &self.pipelines

@@ -68,7 +68,10 @@ pub async fn serve(files: Vec<PathBuf>, config: Config, telemetry: telemetry::Gu
         }
     };
     let mut host = PluginHost::start(config, inherited);
-    let mut arrival = before.map(|before| tokio::spawn(before.take_over(host.outlook().clone())));
+    let mut arrival = before.map(|before| {
+        host.forget_unclaimed();
+        tokio::spawn(before.take_over(host.outlook().clone()))
+    });
     let mut successor: Option<Successor> = None;
     let (told, mut changed) = mpsc::channel(1);
     let watcher = tokio::spawn(watch.clone().run(told));

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::support::apiserver::{ApiServer, PROVIDER};
 use crate::support::etcd::Etcd;
-use crate::support::openbao::OpenBao;
+use crate::support::openbao::{OpenBao, leader};
 use crate::support::provider::{Login, Provider, Setup};
 use crate::support::wait::{LONG, until};
 
@@ -91,18 +91,6 @@ async fn restart(node: &mut Node, other: &Node, name: &str) {
             value = other.server.value(name) => assert_eq!(value.as_deref(), Ok(name)),
         }
     }
-}
-
-async fn leader(nodes: &[OpenBao]) -> usize {
-    until("a leader", LONG, async || {
-        for (at, node) in nodes.iter().enumerate() {
-            if node.health().await == 200 {
-                return Ok(at);
-            }
-        }
-        Err("no node says that it leads".to_owned())
-    })
-    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,24 +6,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::openbao::OpenBao;
+use crate::support::openbao::{OpenBao, leader};
 use crate::support::provider::{Login, Setup};
 use crate::support::wait::{LONG, until};
 
 const CALLERS: usize = 16;
 const KILLS: usize = 5;
-
-async fn leader(nodes: &[OpenBao]) -> usize {
-    until("a leader", LONG, async || {
-        for (at, node) in nodes.iter().enumerate() {
-            if node.health().await == 200 {
-                return Ok(at);
-            }
-        }
-        Err("no node says that it leads".to_owned())
-    })
-    .await
-}
 
 /// An election takes a few seconds, in which no node serves; a caller that waits for five loses nothing.
 #[tokio::test(flavor = "multi_thread")]

@@ -288,3 +288,24 @@ async fn a_process_that_dies_in_the_middle_leaves_its_sockets_to_the_next() {
     round(&client, &[1; 32]).await.expect("served by the next");
     drop(next);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipeline_that_the_next_process_does_not_have_leaves_a_closed_door() {
+    let stage = Stage::set().await;
+    let config = quiet(&stage);
+    let (gone, pipelines) = (stage.path("gone.sock"), config.find("  - name: a").expect("a pipeline"));
+    let end = config.find("telemetry:").expect("the next section");
+    let second = config[pipelines..end]
+        .replace("name: a", "name: b")
+        .replace(&stage.socket().display().to_string(), &gone.display().to_string());
+    let both = format!("{}{second}{}", &config[..end], &config[end..]);
+    let mut service = Service::start(&stage, &both);
+    status_until(&stage.client().await, "ok", |status| status.healthz == "ok").await;
+    status_until(&Client::connect(&gone).await.expect("both are served"), "ok", |status| status.healthz == "ok").await;
+    stage.write("config.yaml", &config);
+    service.signal(Signal::USR2);
+    tokio::task::block_in_place(|| service.replaced());
+    round(&stage.client().await, &[1; 32]).await.expect("the one that stays is served");
+    let refused = std::os::unix::net::UnixStream::connect(&gone).expect_err("nobody listens");
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+}

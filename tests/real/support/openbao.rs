@@ -249,3 +249,16 @@ fn made(folder: PathBuf) -> PathBuf {
     std::fs::create_dir_all(&folder).expect("a folder");
     folder
 }
+
+/// Waits until one of the nodes says that it leads; its place among them.
+pub async fn leader(nodes: &[OpenBao]) -> usize {
+    until("a leader", LONG, async || {
+        for (at, node) in nodes.iter().enumerate() {
+            if node.health().await == 200 {
+                return Ok(at);
+            }
+        }
+        Err("no node says that it leads".to_owned())
+    })
+    .await
+}
