@@ -125,6 +125,7 @@ pub fn full_values() -> Value {
             "name": "workload-a",
             "socket": {
                 "path": "/run/openbao-kms/kms.sock", "mode": "0660", "group": "openbao-kms-socket", "createDirectory": false,
+                "escapedAuthority": true,
                 "allowPeers": { "uids": [], "gids": [] },
             },
             "identity": {

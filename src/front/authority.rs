@@ -14,6 +14,8 @@ mod hpack;
 /// What a client sends first (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEADER: usize = 9;
+/// A frame begins with the length of its payload, and its kind follows.
+const LENGTH: usize = 3;
 const HEADERS: u8 = 1;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
@@ -116,19 +118,19 @@ impl Repair {
                 self.looks_at = LooksAt::Frames;
                 self.passing = PREFACE.len();
             }
-            LooksAt::Frames if rest.len() < FRAME_HEADER => return false,
+            LooksAt::Frames if rest.len() < LENGTH => return false,
             LooksAt::Frames => {
                 let length = usize::from(rest[0]) << 16 | usize::from(rest[1]) << 8 | usize::from(rest[2]);
-                if rest[3] != HEADERS {
-                    self.passing = FRAME_HEADER + length;
-                } else if length > LARGEST_FRAME {
-                    self.give_up();
-                } else if rest.len() < FRAME_HEADER + length {
-                    return false;
-                } else if repair_headers(rest[4], &mut rest[FRAME_HEADER..FRAME_HEADER + length]) {
-                    self.passing = FRAME_HEADER + length;
-                } else {
-                    self.give_up();
+                match rest.get(LENGTH).copied() {
+                    // The library refuses it without looking further.
+                    _ if length > LARGEST_FRAME => self.give_up(),
+                    None => return false,
+                    Some(kind) if kind != HEADERS => self.passing = FRAME_HEADER + length,
+                    Some(_) if rest.len() < FRAME_HEADER + length => return false,
+                    Some(_) if repair_headers(rest[4], &mut rest[FRAME_HEADER..FRAME_HEADER + length]) => {
+                        self.passing = FRAME_HEADER + length;
+                    }
+                    Some(_) => self.give_up(),
                 }
             }
         }

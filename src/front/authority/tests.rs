@@ -1,3 +1,5 @@
+//! The captured bytes of an old API server, cut anywhere, and garbage.
+
 use proptest::prelude::*;
 
 use super::*;
