@@ -4,6 +4,7 @@
 mod authority;
 pub mod client;
 mod config;
+mod connection;
 pub mod handover;
 mod inherit;
 mod peers;

@@ -3,13 +3,10 @@
 
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -17,9 +14,9 @@ use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
-use tonic::transport::server::Connected;
 
 use super::authority::Repair;
+use super::connection::Connection;
 use super::service::Kms;
 use super::v2::key_management_service_server::KeyManagementServiceServer;
 use super::{AllowPeers, Socket, peers};
@@ -156,8 +153,8 @@ impl Gate {
             return None;
         }
         let open = self.open.fetch_add(1, Ordering::Relaxed) + 1;
-        let repair = Repair::new(self.escaped_authority);
-        let connection = Connection { stream, repair, open: self.open.clone(), metrics: self.metrics.clone() };
+        let connection =
+            Connection::new(stream, Repair::new(self.escaped_authority), self.open.clone(), self.metrics.clone());
         if open > MAX_CONNECTIONS {
             self.refuse("sixteen connections are open already");
             return None;
@@ -173,59 +170,5 @@ impl Gate {
             self.told = Some(Instant::now());
             tracing::warn!(event = events::PEER_REFUSED, pipeline = &*self.pipeline, "a connection is refused: {why}");
         }
-    }
-}
-
-/// A connection that is counted until it closes.
-struct Connection {
-    stream: UnixStream,
-    repair: Repair,
-    open: Arc<AtomicUsize>,
-    metrics: Arc<PipelineMetrics>,
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        let left = self.open.fetch_sub(1, Ordering::Relaxed) - 1;
-        self.metrics.set_connections(left);
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, repair, .. } = &mut *self;
-        repair.poll_read(stream, cx, buf)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
     }
 }
