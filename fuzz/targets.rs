@@ -15,7 +15,8 @@ use bao_kms_provider::backend::transit::Transit;
 use bao_kms_provider::error::Error;
 use bao_kms_provider::front::v2::{DecryptRequest, EncryptRequest};
 use bao_kms_provider::front::{self, AllowPeers, Door, Source};
-use bao_kms_provider::key::{Identity, KeyState, Metadata, Outage, View, check, identity, refresh};
+use bao_kms_provider::key::config::{HealthPolicy, Rotation};
+use bao_kms_provider::key::{Identity, KeyState, Metadata, View, check, identity, refresh};
 use bao_kms_provider::request::{BaoCall, BaoReply, BaoService, Context, KmsService, Operation, Request, secret};
 use bao_kms_provider::telemetry::metrics::PipelineMetrics;
 use bao_kms_provider::{config, layers};
@@ -132,7 +133,7 @@ fn key() -> Arc<KeyState> {
         }))
         .expect("metadata");
         let view = View::at(&Identity::of(&config, ""), &metadata, 1_000_000, 120, None).expect("a view");
-        let key = KeyState::new(Duration::from_secs(180), Outage::StopWrites, refresh::channel(Duration::MAX).0);
+        let key = KeyState::new(&HealthPolicy::default(), &Rotation::default(), refresh::channel(Duration::MAX).0);
         key.publish(Arc::new(view));
         key.succeeded(tokio::time::Instant::now());
         Arc::new(key)

@@ -78,7 +78,7 @@ impl Pipeline {
     pub fn start(config: Config, inherited: &Inherited) -> Self {
         let name: Arc<str> = config.name.as_str().into();
         let (refresh, requests) = refresh::channel(config.rotation.metadata_interval.get());
-        let key = Arc::new(KeyState::new(config.health.tolerance.get(), config.health.outage, refresh));
+        let key = Arc::new(KeyState::new(&config.health, &config.rotation, refresh));
         let identity = Arc::new(identity_of(&config));
         let around = Surroundings {
             pipeline: name,
@@ -191,7 +191,7 @@ impl Pipeline {
     /// Takes over another configuration of the same identity. The socket stays open; a socket of another path or mode
     /// needs a new pipeline, which the host makes instead.
     pub async fn replace(&mut self, next: Config) {
-        self.around.key.set_policy(next.health.tolerance.get(), next.health.outage);
+        self.around.key.set_policy(&next.health, &next.rotation);
         self.config = next;
         let next = start_engine(&self.config, &self.identity, &self.around, &self.switch);
         if let Some(old) = std::mem::replace(&mut self.engine, next) {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::config::{HealthPolicy, Rotation};
 use super::{KeyId, Refresh, View};
 use crate::error::{Bearing, Class};
 
@@ -40,6 +41,9 @@ pub struct Health {
     pub last_success: Option<Instant>,
     /// What is wrong, and since when.
     pub trouble: Option<(Class, Instant)>,
+    /// The last trouble with the key or with the right to use it; only a success disproves it. While there is one, OpenBao's
+    /// absence is not tolerated: what was wrong before it went away is still wrong.
+    pub key_trouble: Option<Class>,
 }
 
 /// Current and announced view with the health beside them.
@@ -53,31 +57,36 @@ pub struct KeyState {
     refresh: Refresh,
 }
 
-/// The `health` section of the file; a reload may change it.
+/// What the file says of health; a reload may change it.
 #[derive(Clone, Copy, Debug)]
 struct Policy {
     tolerance: Duration,
     outage: Outage,
+    /// A success older than this, with no trouble since, means that nobody looks any more.
+    stale_after: Duration,
 }
+
+/// How long one round of the keeper may take at most, with every question at its own deadline.
+const LONGEST_ROUND: Duration = Duration::from_secs(60);
 
 // === impl KeyState ===
 
 impl KeyState {
-    /// A state without a view. `tolerance` and `outage` are the `health` section of the file.
-    pub fn new(tolerance: Duration, outage: Outage, refresh: Refresh) -> Self {
+    /// A state without a view, under these sections of the file.
+    pub fn new(health: &HealthPolicy, rotation: &Rotation, refresh: Refresh) -> Self {
         Self {
             current: ArcSwapOption::empty(),
             announced: ArcSwapOption::empty(),
             first: watch::Sender::new(false),
             health: Mutex::new(Health::default()),
-            policy: Mutex::new(Policy { tolerance, outage }),
+            policy: Mutex::new(Policy::of(health, rotation)),
             refresh,
         }
     }
 
-    /// Takes over another `health` section.
-    pub fn set_policy(&self, tolerance: Duration, outage: Outage) {
-        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = Policy { tolerance, outage };
+    /// Takes over other sections.
+    pub fn set_policy(&self, health: &HealthPolicy, rotation: &Rotation) {
+        *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = Policy::of(health, rotation);
     }
 
     fn policy(&self) -> Policy {
@@ -96,7 +105,9 @@ impl KeyState {
             }
             (None, trouble) => StatusReport { healthz: trouble.unwrap_or(Class::Starting).name(), key_id: None },
             (Some(_), Some(class)) => {
-                let coasts = self.policy().outage == Outage::Coast && class.bearing() == Bearing::Absence;
+                let coasts = self.policy().outage == Outage::Coast
+                    && class.bearing() == Bearing::Absence
+                    && self.health().key_trouble.is_none();
                 let announced = if coasts { self.announced.load_full() } else { None };
                 StatusReport { healthz: class.name(), key_id: announced.map(|view| view.active().key_id.clone()) }
             }
@@ -105,16 +116,20 @@ impl KeyState {
 
     /// The trouble that Status shows at this moment: absence only once the last success is older than the tolerance.
     pub fn shown_trouble(&self, now: Instant) -> Option<Class> {
-        let health = self.health();
-        let (class, _) = health.trouble?;
-        let tolerated = class.bearing() == Bearing::Absence
-            && health.last_success.is_some_and(|at| now.saturating_duration_since(at) < self.policy().tolerance);
+        let (health, policy) = (self.health(), self.policy());
+        let younger = |than: Duration| health.last_success.is_some_and(|at| now.saturating_duration_since(at) < than);
+        let Some((class, _)) = health.trouble else {
+            // A keeper that has come to a standstill must not leave Status at `ok` for ever.
+            return (health.last_success.is_some() && !younger(policy.stale_after)).then_some(Class::Internal);
+        };
+        let tolerated =
+            class.bearing() == Bearing::Absence && health.key_trouble.is_none() && younger(policy.tolerance);
         (!tolerated).then_some(class)
     }
 
     /// Why nothing may be sealed even though OpenBao might do it: the key is not the one that was announced.
     pub fn seals_nothing(&self) -> Option<Class> {
-        self.health().trouble.map(|(class, _)| class).filter(|class| *class == Class::KeyRolledBack)
+        self.health().key_trouble.filter(|class| *class == Class::KeyRolledBack)
     }
 
     /// The health as the keeper sees it, tolerated trouble included.
@@ -124,7 +139,8 @@ impl KeyState {
 
     /// The keeper: the path works from end to end.
     pub fn succeeded(&self, now: Instant) {
-        *self.health.lock().unwrap_or_else(PoisonError::into_inner) = Health { last_success: Some(now), trouble: None };
+        *self.health.lock().unwrap_or_else(PoisonError::into_inner) =
+            Health { last_success: Some(now), ..Health::default() };
     }
 
     /// The keeper: the path does not work. The time of the first failure in a row is kept.
@@ -132,6 +148,10 @@ impl KeyState {
         let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         let since = health.trouble.map_or(now, |(_, since)| since);
         health.trouble = Some((class, since));
+        // Another key than before is not excused by a right that is missing as well.
+        if class.bearing() == Bearing::Key && health.key_trouble != Some(Class::KeyRolledBack) {
+            health.key_trouble = Some(class);
+        }
     }
 
     /// The keeper: a newer view. Whoever waits for the first one goes on.
@@ -178,6 +198,16 @@ impl KeyState {
     }
 }
 
+// === impl Policy ===
+
+impl Policy {
+    fn of(health: &HealthPolicy, rotation: &Rotation) -> Self {
+        let tolerance = health.tolerance.get();
+        let stale_after = tolerance.max(rotation.metadata_interval.get() * 2) + LONGEST_ROUND;
+        Self { tolerance, outage: health.outage, stale_after }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,7 +217,8 @@ mod tests {
     const TOLERANCE: Duration = Duration::from_secs(180);
 
     fn state(outage: Outage) -> KeyState {
-        KeyState::new(TOLERANCE, outage, refresh::channel(Duration::from_secs(30)).0)
+        let health = HealthPolicy { outage, ..HealthPolicy::default() };
+        KeyState::new(&health, &Rotation::default(), refresh::channel(Duration::from_secs(30)).0)
     }
 
     fn view(keys: &[(u32, u64)], min_encryption: u32) -> Arc<View> {
@@ -246,6 +277,34 @@ mod tests {
         assert_eq!(state.status(now + TOLERANCE), StatusReport { healthz: "unreachable", key_id: announced.clone() });
         state.failed(Class::TokenRejected, now);
         assert_eq!(state.status(now + TOLERANCE), StatusReport { healthz: "token_rejected", key_id: None });
+    }
+
+    #[test]
+    fn absence_after_trouble_with_the_key_is_neither_tolerated_nor_coasted_through() {
+        let (state, now) = (state(Outage::Coast), Instant::now());
+        state.publish(view(&[(1, 1)], 0));
+        state.succeeded(now);
+        state.status(now);
+        state.failed(Class::KeyRolledBack, now);
+        state.failed(Class::TokenRejected, now);
+        state.failed(Class::Unreachable, now);
+        assert_eq!(state.status(now), StatusReport { healthz: "unreachable", key_id: None });
+        assert_eq!(state.status(now + TOLERANCE * 2), StatusReport { healthz: "unreachable", key_id: None });
+        assert_eq!(state.seals_nothing(), Some(Class::KeyRolledBack));
+        state.succeeded(now);
+        assert_eq!((state.status(now).healthz, state.seals_nothing()), ("ok", None));
+    }
+
+    #[test]
+    fn a_success_that_nobody_repeats_does_not_last_for_ever() {
+        let (state, now) = (state(Outage::StopWrites), Instant::now());
+        state.publish(view(&[(1, 1)], 0));
+        state.succeeded(now);
+        assert_eq!(state.status(now + TOLERANCE).healthz, "ok");
+        let later = now + Duration::from_secs(3_600);
+        assert_eq!(state.status(later), StatusReport { healthz: "internal", key_id: None });
+        state.succeeded(later);
+        assert_eq!(state.status(later).healthz, "ok");
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bao_kms_provider::error::{Bearing, Class, Repeat};
 use bao_kms_provider::front::grpc_code;
-use bao_kms_provider::key::Outage;
+use bao_kms_provider::key::config::{HealthPolicy, Rotation};
 use bao_kms_provider::key::{Identity, KeyState, Severity, View, findings, identity, refresh};
 use bao_kms_provider::request::{Kind, Purpose};
 use bao_kms_provider::telemetry::metrics::PipelineMetrics;
@@ -77,7 +77,7 @@ fn observed() -> Observed {
     metrics.logged_in("login", None);
     metrics.set_breaker(0, false);
     let (refresh, _requests) = refresh::channel(Duration::from_secs(1));
-    let key = KeyState::new(Duration::from_secs(1), Outage::StopWrites, refresh);
+    let key = KeyState::new(&HealthPolicy::default(), &Rotation::default(), refresh);
     key.failed(Class::Sealed, tokio::time::Instant::now());
     let name = || "n".to_owned();
     let identity = identity::Config {

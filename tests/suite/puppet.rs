@@ -12,7 +12,8 @@ use arc_swap::ArcSwap;
 use bao_kms_provider::error::Error;
 use bao_kms_provider::front::client::Client;
 use bao_kms_provider::front::{self, Config, Door, Source};
-use bao_kms_provider::key::{Identity, KeyState, Metadata, Outage, View, identity, refresh};
+use bao_kms_provider::key::config::{HealthPolicy, Rotation};
+use bao_kms_provider::key::{Identity, KeyState, Metadata, View, identity, refresh};
 use bao_kms_provider::request::{KmsService, Operation, Request, Response, secret};
 use bao_kms_provider::telemetry::metrics::PipelineMetrics;
 use bao_kms_provider::telemetry::observed::{Observed, Outlook};
@@ -88,7 +89,7 @@ pub fn healthy() -> Arc<KeyState> {
 /// A key of which nothing is known yet.
 pub fn unseen() -> Arc<KeyState> {
     let (refresh, _) = refresh::channel(Duration::from_secs(30));
-    Arc::new(KeyState::new(Duration::from_secs(180), Outage::StopWrites, refresh))
+    Arc::new(KeyState::new(&HealthPolicy::default(), &Rotation::default(), refresh))
 }
 
 /// A door that is being served.
