@@ -3,6 +3,8 @@
 //! Everything runs on one machine, so ratios count, not figures: each round measures the baseline and the program one
 //! after the other, and the median of the rounds is what the table says.
 
+mod decrypts;
+mod http2;
 mod measure;
 mod old_callers;
 mod program;
@@ -121,8 +123,8 @@ async fn status(program: &Program) {
 async fn old_callers(program: &Program) {
     let (mut ratios, mut repaired, mut plain) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        let base = old_callers::round(&program.socket, false, 2_000).await.percentile(0.5);
-        let through = old_callers::round(&program.socket, true, 2_000).await.percentile(0.5);
+        let base = old_callers::round(program.socket.clone(), false, 2_000).await.percentile(0.5);
+        let through = old_callers::round(program.socket.clone(), true, 2_000).await.percentile(0.5);
         ratios.push(through.as_secs_f64() / base.as_secs_f64());
         repaired.push(millis(through));
         plain.push(millis(base));
@@ -179,15 +181,7 @@ async fn open(client: &program::Client, sealed: &Sealed) -> Result<Vec<u8>, prog
 }
 
 async fn our_round(program: &Program, in_flight: usize, total: usize) -> measure::Round {
-    let seeds = program.seeds(total).await;
-    let client = program.client.clone();
-    load(in_flight, total, move |at| {
-        let (client, seeds) = (client.clone(), seeds.clone());
-        async move {
-            open(&client, &seeds[at]).await.expect("Decrypt");
-        }
-    })
-    .await
+    decrypts::round(program.socket.clone(), program.calls(total).await, total, in_flight).await
 }
 
 async fn bare_round(stage: &Stage, in_flight: usize, total: usize) -> measure::Round {

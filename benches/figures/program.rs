@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 pub use bao_kms_provider::front::client::{Client, ClientError};
 
+use crate::decrypts;
+use crate::http2::Call;
 use crate::stage::{Sealed, Stage};
 
 /// The binary that is measured: the packaged one that `benches/run` names, or else the one of this very build.
@@ -26,7 +28,7 @@ pub struct Program {
     pub socket_after: Duration,
     admin: String,
     http: reqwest::Client,
-    kept: tokio::sync::Mutex<Arc<Vec<Sealed>>>,
+    kept: tokio::sync::Mutex<Arc<Vec<Call>>>,
     _dir: tempfile::TempDir,
 }
 
@@ -77,8 +79,9 @@ impl Program {
         for at in 0..seeds {
             let mut seed = vec![0; 32];
             seed[..8].copy_from_slice(&at.to_le_bytes());
-            let wrapped = self.client.encrypt(seed, "bench").await.expect("Encrypt");
+            let wrapped = self.client.encrypt(seed.clone(), "bench").await.expect("Encrypt");
             sealed.push(Sealed {
+                seed,
                 ciphertext: wrapped.ciphertext.to_vec(),
                 key_id: wrapped.key_id,
                 annotations: wrapped.annotations.into_iter().collect::<BTreeMap<_, _>>(),
@@ -87,11 +90,11 @@ impl Program {
         Arc::new(sealed)
     }
 
-    /// At least this many wrapped seeds, made once and used by every round.
-    pub async fn seeds(&self, count: usize) -> Arc<Vec<Sealed>> {
+    /// At least this many decrypts of distinct seeds, made once and used by every round.
+    pub async fn calls(&self, count: usize) -> Arc<Vec<Call>> {
         let mut kept = self.kept.lock().await;
         if kept.len() < count {
-            *kept = self.wrap(count).await;
+            *kept = Arc::new(decrypts::calls(&self.wrap(count).await));
         }
         kept.clone()
     }

@@ -24,6 +24,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 /// A wrapped seed as etcd holds it.
 #[derive(Clone)]
 pub struct Sealed {
+    pub seed: Vec<u8>,
     pub ciphertext: Vec<u8>,
     pub key_id: String,
     pub annotations: BTreeMap<String, Vec<u8>>,
