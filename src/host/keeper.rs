@@ -160,7 +160,11 @@ impl Keeper {
 
     /// Whether metadata is older than what was seen, as a lagging standby's is for a moment; longer is an error.
     fn is_behind(&self, memory: &mut Memory, metadata: &Metadata, now: Instant) -> Result<bool, Error> {
-        let Some(loss) = self.key.peek().and_then(|view| view.lost_in(metadata)) else {
+        let loss = match self.key.peek() {
+            Some(view) => view.lost_in(metadata),
+            None => self.key.remembered().and_then(|seen| seen.lost_in(metadata)),
+        };
+        let Some(loss) = loss else {
             memory.behind = None;
             return Ok(false);
         };
@@ -194,6 +198,10 @@ impl Keeper {
         match View::at(&self.identity, metadata, now, delay, previous.as_deref()) {
             Ok(view) if previous.as_deref() == Some(&view) => {}
             Ok(view) => {
+                let view = match (&previous, self.key.remembered()) {
+                    (None, Some(seen)) => view.no_lower_than(seen.active.0),
+                    _ => view,
+                };
                 tracing::info!(
                     event = events::VIEW_CHANGED,
                     pipeline = &*self.pipeline,

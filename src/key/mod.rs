@@ -11,6 +11,7 @@ pub mod id;
 pub mod identity;
 pub mod metadata;
 pub mod refresh;
+pub mod seen;
 pub mod state;
 pub mod view;
 
@@ -21,6 +22,7 @@ pub use id::KeyId;
 pub use identity::{Identity, Pins};
 pub use metadata::Metadata;
 pub use refresh::{Refresh, RefreshRequests};
+pub use seen::Seen;
 pub use state::{Health, KeyState, Outage, StatusReport};
 pub use view::{Loss, Version, View};
 

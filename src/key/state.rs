@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::config::{HealthPolicy, Rotation};
-use super::{KeyId, Refresh, View};
+use super::{KeyId, Refresh, Seen, View};
 use crate::error::{Bearing, Class};
 
 /// What Status answers once OpenBao has been away for longer than the tolerance.
@@ -54,6 +54,7 @@ pub struct KeyState {
     first: watch::Sender<bool>,
     health: Mutex<Health>,
     policy: Mutex<Policy>,
+    remembered: Mutex<Option<Seen>>,
     refresh: Refresh,
 }
 
@@ -80,8 +81,19 @@ impl KeyState {
             first: watch::Sender::new(false),
             health: Mutex::new(Health::default()),
             policy: Mutex::new(Policy::of(health, rotation)),
+            remembered: Mutex::new(None),
             refresh,
         }
+    }
+
+    /// What a process before this one has seen: the first view must not be older. Told before the keeper starts.
+    pub fn remember(&self, seen: Seen) {
+        *self.remembered.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+    }
+
+    /// What a process before this one has seen, if there was one.
+    pub fn remembered(&self) -> Option<Seen> {
+        *self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes over other sections.

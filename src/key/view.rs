@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::{Identity, KeyId, Metadata, aad, annotations};
+use super::{Identity, KeyId, Metadata, Seen, aad, annotations};
 
 /// One version with everything that is computed from it once.
 #[derive(Debug, PartialEq, Eq)]
@@ -104,6 +104,15 @@ impl View {
         })
     }
 
+    /// The same view, with this version active when it is a newer one that may encrypt: what another process came to.
+    #[must_use]
+    pub fn no_lower_than(mut self, number: u32) -> Self {
+        if self.may_encrypt(number) {
+            self.active = self.active.max(number);
+        }
+        self
+    }
+
     /// What metadata has lost that this view has seen.
     pub fn lost_in(&self, metadata: &Metadata) -> Option<Loss> {
         let recreated = |version: &&Arc<Version>| {
@@ -113,6 +122,12 @@ impl View {
             return Some(Loss::Recreated);
         }
         (metadata.latest_version < self.latest).then_some(Loss::Behind)
+    }
+
+    /// What another process should know of this view.
+    pub fn seen(&self) -> Seen {
+        let of = |number: u32| (number, self.versions.get(&number).map_or(0, |version| version.created));
+        Seen { active: of(self.active), latest: of(self.latest) }
     }
 
     /// The version that encrypts.

@@ -141,3 +141,13 @@ fn every_input_matters_to_the_key_id() {
     right.cluster_id = "bc".into();
     assert_ne!(id(&left, 1, 1), id(&right, 1, 1));
 }
+
+#[test]
+fn what_another_process_came_to_is_not_undone() {
+    // Nine seconds of the delay are left: by its own reckoning this process would still encrypt with the first version.
+    let view = || View::at(&identity(), &metadata(&[(1, 1_000), (2, 9_000)], 1, 0), 9_111, 120, None).expect("view");
+    assert_eq!(view().active().number, 1);
+    assert_eq!(view().no_lower_than(2).active().number, 2);
+    assert_eq!(view().no_lower_than(2).seen(), Seen { active: (2, 9_000), latest: (2, 9_000) });
+    assert_eq!(view().no_lower_than(3).active().number, 1, "a version that is not there is none to hold");
+}
