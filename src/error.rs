@@ -85,7 +85,7 @@ classes! {
     CiphertextInvalid "ciphertext_invalid" Caller Never None
         "The ciphertext is not one that this key made." "The stored object was changed or the key was recreated: restore the object or the key from a backup."
     VersionTooOld "version_too_old" Caller Never None
-        "The key version is below the key's min_decryption_version." "Lower min_decryption_version of the Transit key, rewrite all objects, then raise it again."
+        "The key version is below a minimum of the key." "Lower min_decryption_version of the Transit key, rewrite all objects, then raise it again. If Encrypt says so, look at min_encryption_version."
     Starting "starting" Us Never Absence
         "No key metadata has been read yet." "Wait; if it stays, the log names what keeps the first read from succeeding."
     Overloaded "overloaded" Us Never None
@@ -124,7 +124,7 @@ classes! {
         "The answer is not one that OpenBao gives." "Check that the endpoint is OpenBao and not a proxy or another service."
     StaleNode "stale_node" OpenBao Counted None
         "An OpenBao node lags behind the others." "Nothing, unless it lasts: then look at the replication of OpenBao."
-    RedirectRefused "redirect_refused" OpenBao Never Absence
+    RedirectRefused "redirect_refused" OpenBao Counted Absence
         "OpenBao redirects to a host that is not listed." "Add the host to backend.transit.endpoints or redirectHosts if it is one of yours."
     TokenRejected "token_rejected" OpenBao Never Key
         "OpenBao refuses a fresh token or the policy no longer allows the call." "Check the policy of the login role: update on encrypt and decrypt, read on the key."
@@ -162,6 +162,7 @@ pub struct Error {
     detail: Cow<'static, str>,
     version: Option<u32>,
     stage: Option<Stage>,
+    reason: Option<Class>,
     retry_after: Option<Duration>,
 }
 
@@ -170,7 +171,7 @@ pub struct Error {
 impl Error {
     /// An error of a class, with a detail for the log.
     pub fn new(class: Class, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { class, detail: detail.into(), version: None, stage: None, retry_after: None }
+        Self { class, detail: detail.into(), version: None, stage: None, reason: None, retry_after: None }
     }
 
     /// Names the key version that the error is about.
@@ -182,6 +183,12 @@ impl Error {
     /// Names the part of the path in which the time was spent.
     pub fn with_stage(mut self, stage: Stage) -> Self {
         self.stage = Some(stage);
+        self
+    }
+
+    /// Names what kept the call from being answered before its time ran out.
+    pub fn with_reason(mut self, reason: Class) -> Self {
+        self.reason = Some(reason);
         self
     }
 
@@ -211,12 +218,17 @@ impl Error {
         self.stage
     }
 
+    /// What kept the call from being answered before its time ran out.
+    pub fn reason(&self) -> Option<Class> {
+        self.reason
+    }
+
     /// How long OpenBao asked us to wait.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 
-    /// The sentence that leaves the socket: class and meaning, a version or a stage where there is one, and nothing else.
+    /// The sentence that leaves the socket: class and meaning, a version, a stage or a reason where there is one, and nothing else.
     pub fn public(&self) -> String {
         let mut text = format!("{}: {}", self.class.name(), self.class.meaning());
         if let Some(version) = self.version {
@@ -224,6 +236,9 @@ impl Error {
         }
         if let Some(stage) = self.stage {
             text.push_str(&format!(" (slow part: {})", stage.name()));
+        }
+        if let Some(reason) = self.reason {
+            text.push_str(&format!(" (because of {})", reason.name()));
         }
         text
     }

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,8 +17,10 @@ use crate::error::Error;
 use crate::key::{KeyId, Version};
 
 mod bao;
+mod progress;
 
 pub use bao::{BaoCall, BaoReply, Credential, Exchange, Method, Purpose};
+pub use progress::{Progress, Stage};
 
 /// Bytes that are wiped when their last holder lets go, and never printed.
 pub type Secret = Arc<SecretSlice<u8>>;
@@ -44,32 +45,6 @@ pub type Lot = Vec<Bound>;
 
 /// What became of the calls of a [`Lot`], in its order.
 pub type Outcomes = Vec<Result<Reply, Error>>;
-
-/// A part of the path, for "which part was slow".
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(u8)]
-pub enum Stage {
-    /// Waiting for the first view of the key.
-    View,
-    /// Waiting for an identical call in flight.
-    Flight,
-    /// Between two attempts.
-    Backoff,
-    /// Waiting for a slot.
-    Queue,
-    /// Waiting for a token.
-    Token,
-    /// Waiting for OpenBao.
-    OpenBao,
-}
-
-/// Where a call is right now; shared between its layers and whoever has to say why it was late.
-#[derive(Clone, Debug, Default)]
-pub struct Progress {
-    at: Arc<AtomicU8>,
-    /// Those who are wherever this one is: the calls of a lot.
-    others: Option<Arc<[Progress]>>,
-}
 
 /// W3C trace context of a caller, handed on to OpenBao unchanged but for the span.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -185,46 +160,6 @@ impl Kind {
     }
 }
 
-// === impl Stage ===
-
-impl Stage {
-    const ALL: [Stage; 6] = [Self::View, Self::Flight, Self::Backoff, Self::Queue, Self::Token, Self::OpenBao];
-
-    /// The words for messages.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::View => "first read of the key",
-            Self::Flight => "identical call in flight",
-            Self::Backoff => "back-off between attempts",
-            Self::Queue => "queue for a slot",
-            Self::Token => "login",
-            Self::OpenBao => "OpenBao",
-        }
-    }
-}
-
-// === impl Progress ===
-
-impl Progress {
-    /// One that takes all of these along.
-    pub fn of_all(all: impl Iterator<Item = Progress>) -> Self {
-        Self { at: Arc::default(), others: Some(all.collect()) }
-    }
-
-    /// Notes that the call is now in this part.
-    pub fn enter(&self, stage: Stage) {
-        self.at.store(stage as u8 + 1, Ordering::Relaxed);
-        for other in self.others.iter().flat_map(|others| others.iter()) {
-            other.enter(stage);
-        }
-    }
-
-    /// The part that the call is in; `None` before the first.
-    pub fn stage(&self) -> Option<Stage> {
-        usize::from(self.at.load(Ordering::Relaxed)).checked_sub(1).and_then(|at| Stage::ALL.get(at).copied())
-    }
-}
-
 // === impl Context ===
 
 impl Context {
@@ -273,16 +208,6 @@ pub fn secret(bytes: Vec<u8>) -> Secret {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn progress_says_where_a_call_is() {
-        let progress = Progress::default();
-        assert_eq!(progress.stage(), None);
-        for stage in Stage::ALL {
-            progress.enter(stage);
-            assert_eq!(progress.stage(), Some(stage));
-        }
-    }
 
     #[test]
     fn secrets_do_not_print() {

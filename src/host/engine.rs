@@ -76,7 +76,7 @@ impl Engine {
             requests: around.requests.clone(),
             findings: around.findings.clone(),
         };
-        (Self { session, keeper: tokio::spawn(keeper.run()) }, kms)
+        (Self { session, keeper: tokio::spawn(keeper.keep()) }, kms)
     }
 
     /// Stops the keeper and gives the token back, within the second that the session allows itself.

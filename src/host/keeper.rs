@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::auth::Session;
 use crate::backend::transit::Transit;
 use crate::error::{Bearing, Class, Error};
 use crate::key::config::{HealthPolicy, Rotation};
-use crate::key::{BaoClock, Finding, Identity, KeyState, Loss, Metadata, RefreshRequests, Severity, View, findings};
+use crate::key::{
+    BaoClock, Due, Finding, Identity, KeyState, Loss, Metadata, RefreshRequests, Severity, View, findings,
+};
 use crate::layers::Endpoint;
 use crate::telemetry::events;
 
@@ -61,41 +63,60 @@ struct Memory {
     met: Option<Class>,
     /// Since when metadata has been behind the view.
     behind: Option<Instant>,
+    /// `disable_upsert` of the mount as last read.
+    upsert: Option<bool>,
 }
 
 /// Why a wait is over.
 enum Wake {
-    /// It is time to read the metadata.
-    Read(Vec<oneshot::Sender<()>>),
+    /// It is time to look, because of the clock or because somebody asked.
+    Look(Due),
     /// A version becomes active now.
     Activate,
+}
+
+/// What a round that met no error has shown.
+enum Shown {
+    /// The path works.
+    Works,
+    /// Nothing: a standby that lags answered. What was wrong before may still be so.
+    Nothing,
 }
 
 // === impl Keeper ===
 
 impl Keeper {
-    /// Keeps the key until the task is aborted.
-    pub async fn run(self) {
-        let requests = self.requests.clone();
-        let mut requests = requests.lock().await;
+    /// Keeps the key until the task is aborted. A round that panics is a defect, and no reason to leave Status to itself.
+    pub async fn keep(self) {
+        let keeper = Arc::new(self);
+        loop {
+            let mut task = tokio::task::JoinSet::new();
+            task.spawn(keeper.clone().run());
+            // Ends with a panic alone; when we are aborted the set takes its task along.
+            task.join_next().await;
+            keeper.key.failed(Class::Internal, Instant::now());
+            tracing::error!(
+                event = events::PANIC,
+                pipeline = &*keeper.pipeline,
+                "the keeper of the key panicked and begins anew; please report this"
+            );
+            tokio::time::sleep(LAST_PAUSE).await;
+        }
+    }
+
+    async fn run(self: Arc<Self>) {
+        let mut requests = self.requests.lock().await;
         requests.set_interval(self.rotation.metadata_interval.get());
-        let now = Instant::now();
-        let mut memory = Memory {
-            clock: BaoClock::default(),
-            metadata: None,
-            next_read: now,
-            next_probe: now,
-            pause: FIRST_PAUSE,
-            shown: None,
-            met: None,
-            behind: None,
-        };
+        let mut memory = Memory::new(Instant::now());
         loop {
             match self.wait(&mut memory, &mut requests).await {
                 Wake::Activate => self.renew_view(&mut memory),
-                Wake::Read(waiters) => {
+                Wake::Look(due) => {
+                    if due.prove {
+                        memory.next_probe = Instant::now();
+                    }
                     let outcome = self.round(&mut memory).await;
-                    requests.release(waiters);
+                    requests.release(due.waiters);
                     self.conclude(&mut memory, outcome);
                 }
             }
@@ -107,7 +128,8 @@ impl Keeper {
     async fn wait(&self, memory: &mut Memory, requests: &mut RefreshRequests) -> Wake {
         let now = Instant::now();
         let delay = self.rotation.activation_delay.get().as_secs();
-        let change = self.key.peek().and_then(|view| view.next_change(delay));
+        // Without metadata of its own this keeper could compute no view, and would be woken again at once.
+        let change = self.key.peek().filter(|_| memory.metadata.is_some()).and_then(|view| view.next_change(delay));
         let until = change.and_then(|second| memory.clock.until(second, now));
         let activation = async {
             match until {
@@ -116,17 +138,17 @@ impl Keeper {
             }
         };
         tokio::select! {
-            () = tokio::time::sleep_until(memory.next_read) => Wake::Read(Vec::new()),
+            () = tokio::time::sleep_until(memory.next_read) => Wake::Look(Due::default()),
             () = activation => Wake::Activate,
-            waiters = requests.due() => Wake::Read(waiters),
+            due = requests.due() => Wake::Look(due),
         }
     }
 
     /// One look at the whole path. While OpenBao is away, a cheap probe of every address comes before anything else.
-    async fn round(&self, memory: &mut Memory) -> Result<(), Error> {
+    async fn round(&self, memory: &mut Memory) -> Result<Shown, Error> {
         match self.key.health().trouble {
             Some((class, _)) if class.bearing() == Bearing::Absence => {
-                self.find_openbao().await?;
+                self.endpoint.find(HEALTH_WITHIN).await?;
                 self.session.wake();
             }
             Some(_) => self.session.wake(),
@@ -136,8 +158,9 @@ impl Keeper {
         let heard = Instant::now();
         // A proxy may strip `Date`; then this node's clock is the only one there is.
         memory.clock.observe(date.unwrap_or_else(std::time::SystemTime::now), heard);
-        let upsert = self.transit.disable_upsert().await.unwrap_or(None);
-        self.note_findings(findings::of(&metadata, upsert));
+        // What could not be asked is as it was.
+        memory.upsert = self.transit.disable_upsert().await.unwrap_or(memory.upsert);
+        self.note_findings(findings::of(&metadata, memory.upsert));
         if metadata.soft_deleted {
             return Err(Class::KeySoftDeleted.into());
         }
@@ -145,7 +168,7 @@ impl Keeper {
             return Err(Error::new(Class::KeyUnusable, "the findings name the property"));
         }
         if self.is_behind(memory, &metadata, heard)? {
-            return Ok(());
+            return Ok(Shown::Nothing);
         }
         memory.metadata = Some(metadata);
         self.renew_view(memory);
@@ -155,7 +178,7 @@ impl Keeper {
             self.transit.probe(view.active()).await?;
             memory.next_probe = Instant::now() + jittered(self.health.deep_probe_interval.get());
         }
-        Ok(())
+        Ok(Shown::Works)
     }
 
     /// Whether metadata is older than what was seen, as a lagging standby's is for a moment; longer is an error.
@@ -174,18 +197,6 @@ impl Keeper {
             Loss::Behind => Err(Error::new(Class::KeyRolledBack, "the highest versions are gone")),
             Loss::Recreated => Err(Error::new(Class::KeyRolledBack, "a version was made at another time than before")),
         }
-    }
-
-    /// Whether any address answers `sys/health` as a node that serves or can forward.
-    async fn find_openbao(&self) -> Result<(), Error> {
-        let mut last = Error::new(Class::Unreachable, "no endpoint is configured");
-        for (_, answer) in self.endpoint.check_all(HEALTH_WITHIN).await {
-            match answer {
-                Ok(()) => return Ok(()),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
     }
 
     /// Computes the view from the metadata last read and OpenBao's time now, and publishes it when it differs.
@@ -223,18 +234,22 @@ impl Keeper {
     }
 
     /// Keeps the outcome of a round and plans the next one.
-    fn conclude(&self, memory: &mut Memory, outcome: Result<(), Error>) {
+    fn conclude(&self, memory: &mut Memory, outcome: Result<Shown, Error>) {
         let now = Instant::now();
+        let interval = self.rotation.metadata_interval.get();
         match outcome {
-            Ok(()) => {
+            Ok(Shown::Works) => {
                 self.key.succeeded(now);
                 memory.met = None;
                 memory.pause = FIRST_PAUSE;
-                let interval = self.rotation.metadata_interval.get();
-                let soon = if memory.behind.is_some() { LAST_PAUSE.min(interval) } else { interval };
-                memory.next_read = now + jittered(soon);
+                memory.next_read = now + jittered(interval);
             }
+            Ok(Shown::Nothing) => memory.next_read = now + jittered(LAST_PAUSE.min(interval)),
             Err(error) => {
+                if error.class().bearing() == Bearing::Absence {
+                    // Two answers with an outage between are no standby that lags for long.
+                    memory.behind = None;
+                }
                 let class = health_class(&error);
                 self.key.failed(class, now);
                 if memory.met.replace(class) != Some(class) {
@@ -269,7 +284,7 @@ impl Keeper {
                     "Status is ok"
                 );
             }
-            None => {}
+            None | Some(Class::Starting) => {}
             Some(class) => tracing::warn!(
                 event = events::STATUS_CHANGED,
                 pipeline = &*self.pipeline,
@@ -296,6 +311,24 @@ impl Keeper {
         }
         drop(before);
         self.findings.store(Arc::new(found));
+    }
+}
+
+// === impl Memory ===
+
+impl Memory {
+    fn new(now: Instant) -> Self {
+        Self {
+            clock: BaoClock::default(),
+            metadata: None,
+            next_read: now,
+            next_probe: now,
+            pause: FIRST_PAUSE,
+            shown: None,
+            met: None,
+            behind: None,
+            upsert: None,
+        }
     }
 }
 

@@ -25,13 +25,15 @@ impl BaoClock {
     /// OpenBao's time, Unix seconds; `None` before it was heard.
     pub fn now(&self, at: Instant) -> Option<u64> {
         let (seconds, heard) = self.anchor?;
-        Some(seconds + at.saturating_duration_since(heard).as_secs())
+        Some(seconds.saturating_add(at.saturating_duration_since(heard).as_secs()))
     }
 
-    /// How long from `at` until OpenBao's clock shows this Unix second; `None` before its time was heard.
+    /// How long from `at` until OpenBao's clock shows this Unix second; `None` before its time was heard, and for a second
+    /// that never comes.
     pub fn until(&self, second: u64, at: Instant) -> Option<Duration> {
         let (seconds, heard) = self.anchor?;
-        let due = heard + Duration::from_secs(second.saturating_sub(seconds));
+        // Whatever a reply says, it must not overflow a clock.
+        let due = heard.checked_add(Duration::from_secs(second.saturating_sub(seconds)))?;
         Some(due.saturating_duration_since(at))
     }
 }
@@ -53,6 +55,7 @@ mod tests {
         assert_eq!(clock.now(start + Duration::from_secs(30)), Some(1_030));
         assert_eq!(clock.until(1_040, start + Duration::from_secs(30)), Some(Duration::from_secs(10)));
         assert_eq!(clock.until(900, start), Some(Duration::ZERO));
+        assert_eq!(clock.until(u64::MAX, start), None);
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub use findings::{Finding, Severity};
 pub use id::KeyId;
 pub use identity::{Identity, Pins};
 pub use metadata::Metadata;
-pub use refresh::{Refresh, RefreshRequests};
+pub use refresh::{Due, Refresh, RefreshRequests, Why};
 pub use seen::Seen;
 pub use state::{Health, KeyState, Outage, StatusReport};
 pub use view::{Loss, Version, View};

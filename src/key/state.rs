@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::config::{HealthPolicy, Rotation};
-use super::{KeyId, Refresh, Seen, View};
+use super::{KeyId, Refresh, Seen, View, Why};
 use crate::error::{Bearing, Class};
 
 /// What Status answers once OpenBao has been away for longer than the tolerance.
@@ -131,8 +131,12 @@ impl KeyState {
         let (health, policy) = (self.health(), self.policy());
         let younger = |than: Duration| health.last_success.is_some_and(|at| now.saturating_duration_since(at) < than);
         let Some((class, _)) = health.trouble else {
-            // A keeper that has come to a standstill must not leave Status at `ok` for ever.
-            return (health.last_success.is_some() && !younger(policy.stale_after)).then_some(Class::Internal);
+            return match health.last_success {
+                // Metadata alone proves no right to use the key.
+                None => Some(Class::Starting),
+                // A keeper that has come to a standstill must not leave Status at `ok` for ever.
+                Some(_) => (!younger(policy.stale_after)).then_some(Class::Internal),
+            };
         };
         let tolerated =
             class.bearing() == Bearing::Absence && health.key_trouble.is_none() && younger(policy.tolerance);
@@ -205,8 +209,16 @@ impl KeyState {
     }
 
     /// Asks the keeper to read the metadata now; see [`Refresh::ask`].
-    pub async fn refresh(&self) {
-        self.refresh.ask().await;
+    pub async fn refresh(&self, why: Why) {
+        self.refresh.ask(why).await;
+    }
+
+    /// A call has met this: what touches the key or the right to use it must show in Status at once, not with the keeper's
+    /// next look.
+    pub fn call_met(&self, class: Class) {
+        if class.bearing() == Bearing::Key && self.health().trouble.is_none() {
+            self.refresh.hint(Why::KeyTrouble);
+        }
     }
 }
 
@@ -260,7 +272,9 @@ mod tests {
         assert_eq!(state.status(now), StatusReport { healthz: "starting", key_id: None });
         state.failed(Class::Unreachable, now);
         assert_eq!(state.status(now), StatusReport { healthz: "unreachable", key_id: None });
+        let state = super::tests::state(Outage::StopWrites);
         state.publish(view(&[(1, 1)], 0));
+        assert_eq!(state.status(now), StatusReport { healthz: "starting", key_id: None }, "nothing is proved yet");
         state.succeeded(now);
         assert_eq!(state.status(now).healthz, "ok");
         assert!(state.status(now).key_id.is_some());

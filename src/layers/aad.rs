@@ -9,7 +9,7 @@ use tower::Service;
 use super::Answer;
 use crate::error::{Class, Error};
 use crate::key::check::{Refusal, check};
-use crate::key::{KeyState, Version};
+use crate::key::{KeyState, Version, Why};
 use crate::request::{Bound, Kind, Operation, Payload, Reply, Request, Response, Stage};
 
 /// The layer's service.
@@ -44,7 +44,7 @@ async fn bind(key: &KeyState, request: Request) -> Result<Bound, Error> {
             let found = match found {
                 // Another node may have seen a rotation, or a lowered minimum, before us.
                 Err(Refusal::KeyIdUnknown | Refusal::TooOld(_)) => {
-                    key.refresh().await;
+                    key.refresh(Why::UnknownKeyId).await;
                     check(&*key.current().await, &key_id, &annotations, &ciphertext)
                 }
                 found => found,
@@ -101,7 +101,10 @@ where
             let error = match inner.call(bound).await {
                 Ok(reply) => return Ok(respond(reply, &version)),
                 Err(error) if error.class() == Class::VersionTooOld => error,
-                Err(error) => return Err(error),
+                Err(error) => {
+                    key.call_met(error.class());
+                    return Err(error);
+                }
             };
             // OpenBao names no version; we know which one was asked for.
             let error = error.with_version(version.number);
@@ -109,7 +112,7 @@ where
                 return Err(error);
             };
             // The minimum for encryption was raised a moment ago; a look at the key says which version takes over.
-            key.refresh().await;
+            key.refresh(Why::ViewIsOld).await;
             let bound = bind(&key, request).await?;
             if bound.version.number == version.number {
                 return Err(error);

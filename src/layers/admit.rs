@@ -23,7 +23,7 @@ pub struct Config {
     /// Exchanges with OpenBao in flight, one of them kept for Encrypt. 2 to 1024. Default 64.
     #[schemars(range(min = 2, max = 1_024))]
     pub max_in_flight: usize,
-    /// Distinct calls that may wait for a slot; more are refused. 0 to 65536. Default 1024.
+    /// Distinct calls that may wait, for the next batch or for a slot; more are refused. 0 to 65536. Default 1024.
     #[schemars(range(min = 0, max = 65_536))]
     pub max_queued: usize,
 }
@@ -45,15 +45,14 @@ struct Gate {
     slots: Arc<Semaphore>,
     decrypts: Arc<Semaphore>,
     waiting: AtomicUsize,
-    max_in_flight: usize,
     max_queued: usize,
     metrics: Arc<PipelineMetrics>,
 }
 
 /// A slot; given back when dropped.
 struct Slot {
-    held: Option<(OwnedSemaphorePermit, Option<OwnedSemaphorePermit>)>,
-    gate: Arc<Gate>,
+    _held: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
+    metrics: Arc<PipelineMetrics>,
 }
 
 /// Places in the queue, one for each call; given back when dropped, so that who hangs up leaves none behind.
@@ -67,7 +66,6 @@ impl<S> Admit<S> {
             slots: Arc::new(Semaphore::new(config.max_in_flight)),
             decrypts: Arc::new(Semaphore::new(config.max_in_flight.saturating_sub(1).max(1))),
             waiting: AtomicUsize::new(0),
-            max_in_flight: config.max_in_flight,
             max_queued: config.max_queued,
             metrics,
         };
@@ -107,14 +105,14 @@ impl Gate {
     }
 
     fn taken(self: &Arc<Self>, slot: OwnedSemaphorePermit, decrypt: Option<OwnedSemaphorePermit>) -> Slot {
-        self.metrics.set_slots_used(self.max_in_flight - self.slots.available_permits());
-        Slot { held: Some((slot, decrypt)), gate: self.clone() }
+        self.metrics.slots_changed(1);
+        Slot { _held: (slot, decrypt), metrics: self.metrics.clone() }
     }
 
     fn queue(&self, calls: usize) -> Result<Place<'_>, Error> {
         let waiting = self.waiting.fetch_add(calls, Ordering::Relaxed) + calls;
+        self.metrics.queue_changed(signed(calls));
         let place = Place(self, calls);
-        self.metrics.set_queued(waiting);
         if waiting > self.max_queued {
             return Err(Error::new(Class::Overloaded, "more calls wait for a slot than layers.admit.maxQueued"));
         }
@@ -124,16 +122,18 @@ impl Gate {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let waiting = self.0.waiting.fetch_sub(self.1, Ordering::Relaxed) - self.1;
-        self.0.metrics.set_queued(waiting);
+        self.0.waiting.fetch_sub(self.1, Ordering::Relaxed);
+        self.0.metrics.queue_changed(-signed(self.1));
     }
+}
+
+fn signed(calls: usize) -> i64 {
+    i64::try_from(calls).unwrap_or(i64::MAX)
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.held.take();
-        let gate = &self.gate;
-        gate.metrics.set_slots_used(gate.max_in_flight - gate.slots.available_permits());
+        self.metrics.slots_changed(-1);
     }
 }
 

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,12 @@ use crate::telemetry::metrics::PipelineMetrics;
 /// Exchanges under way before calls gather. Measured: one leaves OpenBao idle between two, three make batches small and
 /// cost this process a third more for each call at 16 in flight.
 const EXCHANGES: usize = 2;
+/// An exchange that takes longer than this does not keep others waiting: on a connection that has died without a word it may
+/// take as long as its callers have patience. `admit` bounds how many there are.
+const SLOW: Duration = Duration::from_millis(250);
+/// A batch that cannot be read is asked again item by item; after so many single answers that cannot be read either, it is
+/// not the items.
+const UNREADABLE: usize = 2;
 
 /// `layers.batch`
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -71,6 +78,8 @@ where
 {
     inner: S,
     platform: Arc<Platform>,
+    /// Handed on already, because the exchange is slow.
+    passed: bool,
 }
 
 // === impl Batch ===
@@ -149,35 +158,82 @@ where
             answers.push(answer);
         }
         self.platform.metrics.batched(lot.len());
-        tokio::select! {
+        let outcome = tokio::select! {
             biased;
-            outcomes = self.exchange(lot) => {
+            outcome = self.exchange(lot.clone()) => outcome,
+            () = async { for answer in &mut answers { answer.closed().await } } => return,
+        };
+        match outcome {
+            Ok(outcomes) => {
                 for (answer, outcome) in answers.into_iter().zip(outcomes) {
                     // A caller that left meanwhile needs no answer.
                     let _ = answer.send(outcome);
                 }
             }
-            () = async { for answer in &mut answers { answer.closed().await } } => {}
+            Err(error) if lot.len() > 1 && may_be_one_items(&error) => self.alone(lot, answers, error).await,
+            Err(error) => {
+                for answer in answers {
+                    let _ = answer.send(Err(error.clone()));
+                }
+            }
         }
     }
 
-    async fn exchange(&mut self, lot: Lot) -> Outcomes {
+    /// One exchange, which keeps its turn for as long as one usually takes.
+    async fn exchange(&mut self, lot: Lot) -> Result<Outcomes, Error> {
         let count = lot.len();
-        let error = match self.inner.call(lot.clone()).await {
-            Ok(outcomes) if outcomes.len() == count => return outcomes,
-            Ok(_) => Error::new(Class::BadReply, "the answer to a batch has another length"),
-            Err(error) => error,
-        };
-        // What cannot be written or read as a whole may be one item's doing: no other pays for it.
-        if count > 1 && matches!(error.class(), Class::Internal | Class::BadReply | Class::CiphertextInvalid) {
-            let mut outcomes = Outcomes::with_capacity(count);
-            for bound in lot {
-                outcomes.push(self.inner.call(vec![bound]).await.and_then(only));
+        let answer = self.inner.call(lot);
+        tokio::pin!(answer);
+        let outcomes = match tokio::time::timeout(SLOW, &mut answer).await {
+            Ok(outcomes) => outcomes,
+            Err(_) => {
+                self.pass_on();
+                answer.await
             }
-            return outcomes;
+        };
+        match outcomes? {
+            outcomes if outcomes.len() == count => Ok(outcomes),
+            _ => Err(Error::new(Class::BadReply, "the answer to a batch has another length")),
         }
-        vec![Err(error); count]
     }
+
+    /// Asks for each item alone, because what cannot be written or read as a whole may be one item's doing: no other pays
+    /// for it.
+    async fn alone(&mut self, lot: Lot, answers: Vec<oneshot::Sender<Result<Reply, Error>>>, whole: Error) {
+        let mut unreadable = 0;
+        for (bound, mut answer) in lot.into_iter().zip(answers) {
+            if unreadable >= UNREADABLE {
+                let _ = answer.send(Err(whole.clone()));
+                continue;
+            }
+            let outcome = tokio::select! {
+                biased;
+                () = answer.closed() => continue,
+                outcome = self.exchange(vec![bound]) => outcome.and_then(only),
+            };
+            let unread = outcome.as_ref().is_err_and(|error| error.class() == Class::BadReply);
+            unreadable = if unread { unreadable + 1 } else { 0 };
+            let _ = answer.send(outcome);
+        }
+    }
+
+    /// Hands the turn to those who wait, or gives it back.
+    fn pass_on(&mut self) {
+        if std::mem::replace(&mut self.passed, true) {
+            return;
+        }
+        let next = self.platform.next();
+        let span = next.first().map(|first| first.span.clone());
+        // Without a runtime the program is ending: those who wait learn it from their senders, which drop here.
+        if let (Some(span), Ok(runtime)) = (span, tokio::runtime::Handle::try_current()) {
+            let turn = Turn { inner: self.inner.clone(), platform: self.platform.clone(), passed: false };
+            runtime.spawn(turn.carry(next).instrument(span));
+        }
+    }
+}
+
+fn may_be_one_items(error: &Error) -> bool {
+    matches!(error.class(), Class::Internal | Class::BadReply | Class::CiphertextInvalid)
 }
 
 impl<S> Drop for Turn<S>
@@ -186,13 +242,7 @@ where
     S::Future: Send + 'static,
 {
     fn drop(&mut self) {
-        let next = self.platform.next();
-        let span = next.first().map(|first| first.span.clone());
-        // Without a runtime the program is ending: those who wait learn it from their senders, which drop here.
-        if let (Some(span), Ok(runtime)) = (span, tokio::runtime::Handle::try_current()) {
-            let turn = Turn { inner: self.inner.clone(), platform: self.platform.clone() };
-            runtime.spawn(turn.carry(next).instrument(span));
-        }
+        self.pass_on();
     }
 }
 
@@ -217,8 +267,8 @@ where
         match platform.enter(bound) {
             Ok(Entered::Turn(bound)) => {
                 // Made before the future is polled, so that a future dropped unpolled gives its turn back too.
-                let mut turn = Turn { inner, platform };
-                Box::pin(async move { turn.inner.call(vec![bound]).await.and_then(only) })
+                let mut turn = Turn { inner, platform, passed: false };
+                Box::pin(async move { turn.exchange(vec![bound]).await.and_then(only) })
             }
             Ok(Entered::Waits(answered)) => Box::pin(async move {
                 let lost = || Err(Error::new(Class::Internal, "a batch ended without an answer"));

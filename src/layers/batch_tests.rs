@@ -1,7 +1,5 @@
 //! Batches: formed only while others are on their way, each item with its own outcome, nothing left behind.
 
-use std::time::Duration;
-
 use super::super::testing::{decrypt, encrypt, opened};
 use super::*;
 
@@ -162,4 +160,61 @@ async fn beyond_the_queue_calls_are_refused_and_encrypt_never_waits_here() {
     let error = batch.call(decrypt("z", SECOND)).await.expect_err("refused");
     assert_eq!(error.class(), Class::Overloaded);
     assert!(batch.call(encrypt(SECOND)).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn exchanges_that_hang_keep_nobody_waiting() {
+    let hung = tower::service_fn(|lot: Lot| -> Answer<Outcomes> {
+        let hangs = lot.len() == 1;
+        Box::pin(async move {
+            if hangs {
+                std::future::pending::<()>().await;
+            }
+            Ok(lot.iter().map(|_| Ok(opened())).collect())
+        })
+    });
+    let mut batch = Batch::new(hung, &Config { max_items: 128 }, 100, PipelineMetrics::new());
+    let began = tokio::time::Instant::now();
+    let calls: Vec<_> = TEXTS.iter().map(|text| tokio::spawn(batch.call(decrypt(text, SECOND)))).collect();
+    tokio::task::yield_now().await;
+    let platform = batch.platform.clone().expect("on");
+    assert_eq!(inside(&platform), (2, 10));
+    let mut calls = calls.into_iter();
+    let hanging: Vec<_> = calls.by_ref().take(2).collect();
+    for call in calls {
+        assert!(call.await.expect("a call").is_ok());
+    }
+    assert_eq!(began.elapsed(), SLOW);
+    assert_eq!(inside(&platform), (0, 0), "what hangs counts no longer");
+    for call in hanging {
+        call.abort();
+        let _ = call.await;
+    }
+    assert_eq!(inside(&platform), (0, 0), "and its end gives nothing back twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_are_nobodys_end_a_batch_soon() {
+    let mut batch = layer(128, 100, |_| Err(Class::BadReply.into()));
+    let answers = all(&mut batch).await;
+    assert!(answers.iter().all(|answer| answer.as_ref().is_err_and(|error| error.class() == Class::BadReply)));
+    assert_eq!(lots(&batch), [1, 1, 10, 1, 1], "two items alone show that it is none of theirs");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_left_is_not_asked_for_alone() {
+    let mut batch = layer(128, 100, |texts| match texts.len() {
+        1 => all_open(texts),
+        _ => Err(Class::Internal.into()),
+    });
+    let calls: Vec<_> = TEXTS.iter().map(|text| tokio::spawn(batch.call(decrypt(text, SECOND)))).collect();
+    tokio::time::sleep(Duration::from_millis(15)).await;
+    for call in &calls[4..] {
+        call.abort();
+    }
+    for call in calls.into_iter().take(4) {
+        assert!(call.await.expect("a call").is_ok());
+    }
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(lots(&batch), [1, 1, 10, 1, 1], "the two that still wait");
 }

@@ -15,8 +15,8 @@ use tower::Service;
 use tracing::Instrument;
 
 use super::Answer;
-use crate::error::{Class, Error};
-use crate::request::{Bound, Payload, Reply, Stage};
+use crate::error::{Class, Error, Repeat};
+use crate::request::{Bound, Payload, Progress, Reply};
 use crate::telemetry::metrics::PipelineMetrics;
 
 /// `layers.coalesce`
@@ -58,6 +58,8 @@ struct Flight {
     flights: Arc<Flights>,
     landing: watch::Receiver<Landing>,
     deadline: watch::Sender<Option<Instant>>,
+    /// Of the call that flies for all.
+    progress: Progress,
     task: AbortHandle,
 }
 
@@ -78,9 +80,13 @@ where
     fn board(&self, flights: &Arc<Flights>, bound: Bound, ciphertext: Bytes) -> Arc<Flight> {
         let key = Key { ciphertext, associated_data: bound.version.associated_data.clone() };
         let deadline = bound.context.deadline;
+        // Declared before the lock, so that it is let go after it: the last holder of a flight takes the lock.
+        let known;
         let mut map = flights.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(flight) = map.get(&key).and_then(Weak::upgrade) {
+        known = map.get(&key).and_then(Weak::upgrade);
+        if let Some(flight) = known.as_ref().filter(|flight| !flight.has_failed()).cloned() {
             self.metrics.coalesced();
+            bound.context.progress.follow(&flight.progress);
             flight.deadline.send_if_modified(|known| {
                 // `None` waits for ever, which is the longest there is.
                 let longer = known.is_some() && (deadline.is_none() || deadline > *known);
@@ -93,8 +99,9 @@ where
         }
         let (landed, landing) = watch::channel(None);
         let (deadline, until) = watch::channel(deadline);
+        let progress = bound.context.progress.clone();
         let task = tokio::spawn(fly(self.inner.clone(), bound, until, landed).in_current_span()).abort_handle();
-        let flight = Arc::new(Flight { key: key.clone(), flights: flights.clone(), landing, deadline, task });
+        let flight = Arc::new(Flight { key: key.clone(), flights: flights.clone(), landing, deadline, progress, task });
         map.insert(key, Arc::downgrade(&flight));
         flight
     }
@@ -114,9 +121,10 @@ async fn fly<S>(
         let known = *until.borrow_and_update();
         bound.context.deadline = known;
         let answer = inner.call(bound.clone()).await;
-        let late =
-            answer.as_ref().is_err_and(|error| matches!(error.class(), Class::DeadlineExceeded | Class::Timeout));
-        // Below, the flight's first deadline bounded the exchange; a waiter that came later may still have time.
+        // Below, the flight's first deadline bounded waits and repeats; a waiter that came later may still have time.
+        let late = answer
+            .as_ref()
+            .is_err_and(|error| error.class() == Class::DeadlineExceeded || error.class().repeat() != Repeat::Never);
         let extended = until.has_changed().unwrap_or(false);
         if !(late && extended) {
             // Nobody may be left to hear it; then the answer ends here.
@@ -138,6 +146,11 @@ impl Drop for Flight {
 }
 
 impl Flight {
+    /// Whether it has landed without a seed: who comes now has not been tried for.
+    fn has_failed(&self) -> bool {
+        self.landing.borrow().as_ref().is_some_and(Result::is_err)
+    }
+
     /// The answer of the flight; leaves when the caller stops waiting.
     async fn wait(self: Arc<Self>) -> Result<Reply, Error> {
         let mut landing = self.landing.clone();
@@ -167,12 +180,7 @@ where
         match (&self.flights, &bound.payload) {
             (Some(flights), Payload::Decrypt(ciphertext)) => {
                 let ciphertext = ciphertext.clone();
-                let progress = bound.context.progress.clone();
-                let flight = self.board(flights, bound, ciphertext);
-                if flight.landing.borrow().is_none() && progress.stage() == Some(Stage::View) {
-                    progress.enter(Stage::Flight);
-                }
-                Box::pin(flight.wait())
+                Box::pin(self.board(flights, bound, ciphertext).wait())
             }
             _ => Box::pin(self.inner.call(bound)),
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::super::testing::{decrypt, encrypt, opened};
 use super::*;
+use crate::request::Stage;
 
 /// A puppet Transit that counts calls begun and dropped unanswered, and takes this long.
 #[derive(Clone)]
@@ -99,4 +100,68 @@ async fn the_flight_goes_on_while_one_waits_and_ends_with_the_last() {
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert_eq!((begun.load(Ordering::SeqCst), dropped.load(Ordering::SeqCst)), (1, 1));
     assert!(layer.call(decrypt("vault:v1:a", 5 * SECOND)).await.is_ok(), "the next one flies anew");
+}
+
+/// A Transit that fails with this class when its call's deadline comes.
+fn gives_up(class: Class) -> impl Service<Bound, Response = Reply, Error = Error, Future = Answer<Reply>> + Clone {
+    tower::service_fn(move |bound: Bound| -> Answer<Reply> {
+        Box::pin(async move {
+            bound.context.progress.enter(Stage::OpenBao);
+            tokio::time::sleep_until(bound.context.deadline.expect("a deadline")).await;
+            Err(class.into())
+        })
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flight_lasts_as_long_as_its_longest_waiter_whatever_its_attempts_meet() {
+    for class in [Class::Timeout, Class::NoLeader, Class::DeadlineExceeded] {
+        let mut layer = Coalesce::new(gives_up(class), &Config::default(), PipelineMetrics::new());
+        let began = Instant::now();
+        let first = layer.call(decrypt("vault:v1:a", SECOND));
+        let patient = decrypt("vault:v1:a", 3 * SECOND);
+        let progress = patient.context.progress.clone();
+        let second = layer.call(patient);
+        tokio::time::sleep(SECOND / 2).await;
+        assert_eq!(progress.stage(), Some(Stage::OpenBao), "who joins is where the flight is");
+        let error = second.await.expect_err("nobody answers");
+        assert_eq!((error.class(), began.elapsed()), (class, 3 * SECOND));
+        drop(first);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_after_a_failed_landing_flies_anew() {
+    let begun = Arc::new(AtomicUsize::new(0));
+    let counter = begun.clone();
+    let puppet = tower::service_fn(move |_: Bound| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        std::future::ready(Err::<Reply, Error>(Class::Internal.into()))
+    });
+    let mut layer = Coalesce::new(puppet, &Config::default(), PipelineMetrics::new());
+    let first = layer.call(decrypt("vault:v1:a", SECOND));
+    tokio::time::sleep(SECOND / 10).await;
+    // The first one has landed and is still held by its waiter.
+    assert!(layer.call(decrypt("vault:v1:a", SECOND)).await.is_err());
+    assert_eq!(begun.load(Ordering::SeqCst), 2);
+    drop(first);
+    assert!(layer.flights.as_ref().expect("on").lock().expect("lock").is_empty(), "nothing stays");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_seed_outlives_its_last_waiter() {
+    let seed = crate::request::secret(vec![7; 32]);
+    let (held, given) = (Arc::downgrade(&seed), std::sync::Mutex::new(Some(seed)));
+    let given = Arc::new(given);
+    let puppet = tower::service_fn(move |_: Bound| {
+        let seed = given.lock().expect("lock").take().expect("asked once");
+        std::future::ready(Ok::<_, Error>(Reply::Decrypted(seed)))
+    });
+    let mut layer = Coalesce::new(puppet, &Config::default(), PipelineMetrics::new());
+    let calls = [layer.call(decrypt("vault:v1:a", SECOND)), layer.call(decrypt("vault:v1:a", SECOND))];
+    for call in calls {
+        drop(call.await.expect("opened"));
+    }
+    tokio::task::yield_now().await;
+    assert!(held.upgrade().is_none(), "nothing but the waiters held it");
 }

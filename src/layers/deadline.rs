@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tower::Service;
 
 use super::Answer;
-use crate::error::{Class, Error};
+use crate::error::Error;
 use crate::request::{Request, Response};
 use crate::units::Span;
 
@@ -72,21 +72,16 @@ where
         request.context.deadline = Some(due);
         let progress = request.context.progress.clone();
         let answer = self.inner.call(request);
-        Box::pin(async move {
-            tokio::time::timeout_at(due, answer).await.unwrap_or_else(|_| {
-                let error = Error::from(Class::DeadlineExceeded);
-                Err(match progress.stage() {
-                    Some(stage) => error.with_stage(stage),
-                    None => error,
-                })
-            })
-        })
+        Box::pin(
+            async move { tokio::time::timeout_at(due, answer).await.unwrap_or_else(|_| Err(super::late(&progress))) },
+        )
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Class;
     use crate::request::{Context as CallContext, Operation, Stage, secret};
 
     #[test]

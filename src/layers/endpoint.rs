@@ -11,8 +11,8 @@ use tower::util::BoxCloneSyncService;
 use tracing::Instrument;
 
 use super::Answer;
-use crate::error::{Class, Error};
-use crate::request::{BaoCall, BaoReply, Credential, Exchange, Method, Purpose, Stage};
+use crate::error::{Class, Error, Fault};
+use crate::request::{BaoCall, BaoReply, Credential, Exchange, Method, Progress, Purpose, Stage};
 use crate::telemetry::metrics::PipelineMetrics;
 use crate::telemetry::traces;
 
@@ -56,18 +56,28 @@ impl Endpoint {
         Self { pipe: PipeService::new(pipe), shared: Arc::new(shared) }
     }
 
-    /// Asks every address for `sys/health` at once. `Ok` is a node that serves or forwards: active, or standby.
-    pub async fn check_all(&self, within: Duration) -> Vec<(usize, Result<(), Error>)> {
-        let checks = (0..self.shared.origins.len()).map(|at| {
+    /// Asks every address for `sys/health` at once; `Ok` with the first node that serves or forwards (active, or standby),
+    /// without waiting for those that say nothing.
+    ///
+    /// # Errors
+    /// That of the last address to answer, when none is well.
+    pub async fn find(&self, within: Duration) -> Result<(), Error> {
+        let mut checks = tokio::task::JoinSet::new();
+        for at in 0..self.shared.origins.len() {
             let endpoint = self.clone();
-            tokio::spawn(async move { (at, endpoint.probe(at, within).await) })
-        });
-        let mut answers = Vec::new();
-        for check in checks.collect::<Vec<_>>() {
-            // A check that panicked is reported where it did; the address counts as not answering.
-            answers.extend(check.await);
+            checks.spawn(async move { endpoint.probe(at, within).await });
         }
-        answers
+        let mut answer = Err(Error::new(Class::Unreachable, "no endpoint is configured"));
+        while let Some(check) = checks.join_next().await {
+            // A check that panicked is reported where it did; the address counts as not answering.
+            answer = check.unwrap_or_else(|_| Err(Error::new(Class::Internal, "a check of an address broke off")));
+            if answer.is_ok() {
+                // The others go on by themselves: what they find out is in the breakers.
+                checks.detach_all();
+                break;
+            }
+        }
+        answer
     }
 
     /// `sys/health` of one address; a node that serves or forwards may be asked again.
@@ -76,9 +86,9 @@ impl Endpoint {
         let call = call.with_credential(Credential::Anonymous);
         let origin = self.shared.origins[at].clone();
         let answer = self.send(Exchange { origin, endpoint: Some(at), call }).await;
-        let answer = answer.and_then(|reply| health(reply.status));
+        let answer = answer.and_then(|reply| health(&reply));
         match &answer {
-            Ok(()) => self.shared.breakers.probed(at),
+            Ok(()) => self.shared.breakers.probed(at, Instant::now()),
             Err(error) => self.shared.breakers.failed(at, error.class(), Instant::now()),
         }
         answer
@@ -89,21 +99,18 @@ impl Endpoint {
         let breakers = &self.shared.breakers;
         loop {
             let changed = breakers.changed();
-            let (until, class) = match breakers.pick(Instant::now()) {
+            let (until, class) = match breakers.pick(Instant::now(), |at| call.progress.avoids(at)) {
                 Pick::Ask { at, trial } => return Ok((at, trial)),
                 Pick::Wait { until, class } => (until, class),
             };
-            let late =
-                || Error::new(class, "every address has failed, and the next trial is later than the call can wait");
-            if until.is_some_and(|until| until >= call.deadline) {
-                return Err(late());
-            }
             call.progress.enter(Stage::OpenBao);
+            call.progress.met(class);
             tokio::select! {
                 () = changed => {}
-                () = tokio::time::sleep_until(until.unwrap_or(call.deadline)) => {
-                    if until.is_none() {
-                        return Err(late());
+                () = tokio::time::sleep_until(until.min(call.deadline)) => {
+                    if until >= call.deadline {
+                        let detail = "every address has failed, and the next trial is later than the call can wait";
+                        return Err(Error::new(class, detail));
                     }
                 }
             }
@@ -124,28 +131,28 @@ impl Endpoint {
 
     /// One exchange with one address, within the call's deadline.
     async fn exchange(&self, at: usize, call: BaoCall) -> Result<BaoReply, Error> {
-        let (origin, began) = (self.shared.origins[at].clone(), Instant::now());
+        let (origin, progress, began) = (self.shared.origins[at].clone(), call.progress.clone(), Instant::now());
         let answer = self.send(Exchange { origin, endpoint: Some(at), call }).await;
-        let says_nothing = match &answer {
-            // Where it leads says more.
-            Ok(reply) => is_redirect(reply.status),
-            // A caller in a hurry says nothing about OpenBao.
-            Err(error) => error.class() == Class::Timeout && began.elapsed() < SLOW,
-        };
-        if !says_nothing {
-            self.note(at, &answer);
-        }
+        self.note(at, &answer, &progress, began);
         answer
     }
 
-    fn note(&self, at: usize, answer: &Result<BaoReply, Error>) {
-        let unwell = match answer {
+    /// Keeps what an answer says of its address: for the call, which goes elsewhere next, and for everybody.
+    fn note(&self, at: usize, answer: &Result<BaoReply, Error>, progress: &Progress, began: Instant) {
+        let class = match answer {
+            // Where it leads says more.
+            Ok(reply) if is_redirect(reply.status) => return,
             Ok(reply) => unwell(reply),
             Err(error) => Some(error.class()),
         };
-        match unwell {
-            None => self.shared.breakers.answered(at),
-            Some(class) => self.shared.breakers.failed(at, class, Instant::now()),
+        let Some(class) = class else {
+            return self.shared.breakers.answered(at);
+        };
+        progress.avoid(at);
+        // A caller in a hurry, or a file of ours that cannot be read, says nothing about OpenBao.
+        let hurried = class == Class::Timeout && began.elapsed() < SLOW;
+        if !hurried && class.fault() == Fault::OpenBao {
+            self.shared.breakers.failed(at, class, Instant::now());
         }
     }
 
@@ -160,7 +167,7 @@ impl Endpoint {
         let answer = tokio::time::timeout_at(due, self.pipe.clone().call(exchange).instrument(span)).await;
         let answer = answer.unwrap_or_else(|_| Err(Error::new(Class::Timeout, "no answer before the deadline")));
         let class = match &answer {
-            Ok(reply) if purpose == Purpose::Health => health(reply.status).err().map(|error| error.class()),
+            Ok(reply) if purpose == Purpose::Health => health(reply).err().map(|error| error.class()),
             Ok(reply) => unwell(reply),
             Err(error) => Some(error.class()),
         };
@@ -179,27 +186,37 @@ impl Endpoint {
                 attempt.deadline = now + call.deadline.saturating_duration_since(now) / 2;
             }
         }
+        let due = attempt.deadline;
         let reply = self.exchange(at, attempt).await?;
         if !is_redirect(reply.status) {
             return Ok(reply);
         }
-        let (origin, endpoint) = self.redirect_target(reply.location.as_deref())?;
-        let answer = self.send(Exchange { origin, endpoint, call }).await;
-        if let Some(target) = endpoint {
-            self.note(target, &answer);
-        }
-        let answer = match answer {
-            // A standby that still names a leader which died: the election is under way.
-            Err(error) if error.class() == Class::Unreachable => {
-                Err(Error::new(Class::NoLeader, "a standby redirects to a leader that does not answer"))
-            }
-            Ok(reply) if is_redirect(reply.status) => {
-                Err(Error::new(Class::NoLeader, "the redirect's target redirects again"))
-            }
-            answer => answer,
-        };
-        self.note(at, &answer);
+        let (progress, began) = (call.progress.clone(), Instant::now());
+        let answer = self.follow(reply.location.as_deref(), BaoCall { deadline: due, ..call }).await;
+        self.note(at, &answer, &progress, began);
         answer
+    }
+
+    /// The second half of an attempt: where a standby says that its leader is.
+    async fn follow(&self, location: Option<&str>, call: BaoCall) -> Result<BaoReply, Error> {
+        let no_leader = |detail: &'static str| Err(Error::new(Class::NoLeader, detail));
+        let (origin, endpoint) = self.redirect_target(location)?;
+        let breakers = &self.shared.breakers;
+        let Some(_trial) = endpoint.map_or(Some(None), |target| breakers.may_follow(target, Instant::now())) else {
+            return no_leader("a standby redirects to a leader that failed a moment ago");
+        };
+        let answer = match endpoint {
+            Some(target) => self.exchange(target, call).await,
+            None => self.send(Exchange { origin, endpoint, call }).await,
+        };
+        match answer {
+            // A standby that still names a leader which died: the election is under way.
+            Err(error) if matches!(error.class(), Class::Unreachable | Class::Timeout) => {
+                no_leader("a standby redirects to a leader that does not answer")
+            }
+            Ok(reply) if is_redirect(reply.status) => no_leader("the redirect's target redirects again"),
+            answer => answer,
+        }
     }
 
     /// The listed host that a `Location` names.
@@ -237,28 +254,32 @@ fn is_redirect(status: u16) -> bool {
 }
 
 /// What a reply says against its address rather than against its call. A standby without a leader answers 500 with
-/// `local node not active` (`openbao.md` B.5).
+/// `local node not active` (`openbao.md` B.5); a 503 without a word of a seal is a load balancer's, or a node's without a
+/// leader.
 fn unwell(reply: &BaoReply) -> Option<Class> {
     match reply.status {
         429 => Some(Class::RateLimited),
-        500 if reply.body.windows(NOT_ACTIVE.len()).any(|part| part == NOT_ACTIVE) => Some(Class::NoLeader),
+        500 if says(reply, "node not active") => Some(Class::NoLeader),
         500 => Some(Class::ServerError),
-        503 => Some(Class::Sealed),
+        503 if says(reply, "sealed") || says(reply, "has been locked") => Some(Class::Sealed),
         501..=599 => Some(Class::NoLeader),
         _ => None,
     }
 }
 
-const NOT_ACTIVE: &[u8] = b"node not active";
+fn says(reply: &BaoReply, text: &str) -> bool {
+    reply.body.windows(text.len()).any(|part| part == text.as_bytes())
+}
 
-/// What `sys/health` says (`openbao.md` B.5): 200 active, 429 standby, 501 not initialised, 503 sealed.
-fn health(status: u16) -> Result<(), Error> {
-    match status {
-        200 | 429 | 472 | 473 => Ok(()),
+/// What `sys/health` says (`openbao.md` B.5): 200 active, 429 standby, 501 not initialised, 503 sealed. Something in front
+/// of OpenBao that does not let the question pass answers too: then what it lets pass has to be asked.
+fn health(reply: &BaoReply) -> Result<(), Error> {
+    match reply.status {
         501 => Err(Error::new(Class::Sealed, "OpenBao is not initialised")),
-        503 => Err(Error::new(Class::Sealed, "OpenBao is sealed")),
-        500..=599 => Err(Error::new(Class::ServerError, format!("sys/health answers {status}"))),
-        _ => Err(Error::new(Class::BadReply, format!("sys/health answers {status}"))),
+        503 if says(reply, "\"sealed\":true") => Err(Error::new(Class::Sealed, "OpenBao is sealed")),
+        502..=504 => Err(Error::new(Class::NoLeader, format!("sys/health answers {}", reply.status))),
+        500..=599 => Err(Error::new(Class::ServerError, format!("sys/health answers {}", reply.status))),
+        _ => Ok(()),
     }
 }
 

@@ -178,3 +178,91 @@ async fn callers_in_a_hurry_open_no_breaker() {
     assert!(endpoint.run(call()).await.is_ok());
     assert_eq!(began.elapsed(), Duration::from_millis(50), "at once");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_call_of_a_second_meets_the_other_address_too() {
+    let pipe = tower::service_fn(|exchange: Exchange| async move {
+        if exchange.endpoint == Some(0) {
+            std::future::pending::<()>().await;
+        }
+        Ok(answered(&exchange))
+    });
+    let origins = vec![Arc::from("https://a:8200"), Arc::from("https://b:8200")];
+    let endpoint = Endpoint::new(origins, Vec::new(), pipe, PipelineMetrics::new());
+    let call = BaoCall { deadline: Instant::now() + Duration::from_millis(800), ..call() };
+    assert_eq!(endpoint.clone().run(call.clone()).await.err().expect("black-holed").class(), Class::Timeout);
+    assert_eq!(endpoint.run(call).await.expect("the other").endpoint, Some(1));
+}
+
+#[tokio::test]
+async fn what_transit_finds_wrong_with_an_answer_leads_elsewhere() {
+    let (endpoint, asked) = endpoint(&[("https://a:8200", 400, None), ("https://b:8200", 200, None)]);
+    let call = call();
+    assert_eq!(endpoint.clone().run(call.clone()).await.expect("a stale node").status, 400);
+    call.progress.avoid(0);
+    assert_eq!(endpoint.run(call).await.expect("another").status, 200);
+    assert_eq!(*asked.lock().expect("log"), ["https://a:8200", "https://b:8200"]);
+}
+
+#[tokio::test]
+async fn a_redirect_to_an_unlisted_host_leads_elsewhere_as_well() {
+    let (endpoint, asked) =
+        endpoint(&[("https://a:8200", 307, Some("https://evil:8200/")), ("https://b:8200", 200, None)]);
+    let call = call();
+    assert!(endpoint.clone().run(call.clone()).await.is_err());
+    assert!(endpoint.run(call).await.is_ok());
+    assert_eq!(*asked.lock().expect("log"), ["https://a:8200", "https://b:8200"]);
+}
+
+#[tokio::test]
+async fn a_file_of_ours_that_cannot_be_read_says_nothing_about_openbao() {
+    let pipe = tower::service_fn(|_: Exchange| std::future::ready(Err(Class::TrustUnavailable.into())));
+    let endpoint = Endpoint::new(vec![Arc::from("https://a:8200")], Vec::new(), pipe, PipelineMetrics::new());
+    for _ in 0..5 {
+        assert_eq!(endpoint.clone().run(call()).await.err().expect("no CA").class(), Class::TrustUnavailable);
+    }
+    assert!(matches!(endpoint.shared.breakers.pick(Instant::now(), |_| false), Pick::Ask { trial: None, .. }));
+}
+
+#[test]
+fn a_seal_is_told_from_a_load_balancer_and_from_what_stands_in_front() {
+    let reply = |status, body: &'static str| BaoReply {
+        status,
+        body: body.into(),
+        date: None,
+        retry_after: None,
+        location: None,
+        endpoint: None,
+    };
+    let cases = [
+        (503, "{\"errors\":[\"Vault is sealed\"]}", Class::Sealed),
+        (503, "{\"errors\":[\"node is not active\"]}", Class::NoLeader),
+        (503, "<html>", Class::NoLeader),
+        (500, "{\"errors\":[\"local node not active but active cluster node not found\"]}", Class::NoLeader),
+        (500, "", Class::ServerError),
+    ];
+    for (status, body, class) in cases {
+        assert_eq!(unwell(&reply(status, body)), Some(class), "{status} {body}");
+    }
+    for status in [200, 400, 403, 404, 429, 472] {
+        assert!(health(&reply(status, "")).is_ok(), "{status}");
+    }
+    let class = |reply: BaoReply| health(&reply).expect_err("unwell").class();
+    assert_eq!(class(reply(503, "{\"initialized\":true,\"sealed\":true}")), Class::Sealed);
+    assert_eq!(class(reply(503, "<html>")), Class::NoLeader);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_node_that_is_well_is_enough() {
+    let pipe = tower::service_fn(|exchange: Exchange| async move {
+        if exchange.endpoint == Some(0) {
+            std::future::pending::<()>().await;
+        }
+        Ok(answered(&exchange))
+    });
+    let origins = vec![Arc::from("https://a:8200"), Arc::from("https://b:8200")];
+    let endpoint = Endpoint::new(origins, Vec::new(), pipe, PipelineMetrics::new());
+    let began = Instant::now();
+    endpoint.find(Duration::from_secs(2)).await.expect("b is well");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}

@@ -27,14 +27,26 @@ use tower::{Service, ServiceBuilder};
 pub use endpoint::Endpoint;
 
 use crate::auth::Session;
-use crate::error::Error;
+use crate::error::{Class, Error};
 use crate::key::KeyState;
 use crate::plugin::Plugin;
-use crate::request::{BaoService, KmsService, Lot, Outcomes};
+use crate::request::{BaoService, KmsService, Lot, Outcomes, Progress};
 use crate::telemetry::metrics::PipelineMetrics;
 
 /// What a layer's call returns.
 type Answer<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
+
+/// The time of a call is up: its caller learns that, which part was slow, and what the last attempt met.
+fn late(progress: &Progress) -> Error {
+    let mut error = Error::from(Class::DeadlineExceeded);
+    if let Some(stage) = progress.stage() {
+        error = error.with_stage(stage);
+    }
+    if let Some(reason) = progress.last_met() {
+        error = error.with_reason(reason);
+    }
+    error
+}
 
 macro_rules! layers {
     ($($name:literal $($field:ident: $config:ty)?, $summary:literal, $why:literal;)+) => {

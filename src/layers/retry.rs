@@ -18,6 +18,8 @@ use crate::telemetry::metrics::PipelineMetrics;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LAST_PAUSE: Duration = Duration::from_millis(500);
+/// What the last attempt of a call gets: enough for an OpenBao that serves again to answer.
+const LAST_TRY: Duration = Duration::from_millis(50);
 /// Tokens of the budget: a success brings a tenth of one, a counted repeat takes one.
 const FULL: u32 = 1_000;
 const REPEAT_COSTS: u32 = 10;
@@ -102,16 +104,26 @@ where
                 }
                 Err(error) => error,
             };
+            let progress = &bound.context.progress;
+            progress.met(error.class());
+            let left = bound.context.deadline.map(|due| due.saturating_duration_since(Instant::now()));
+            let repeat = error.class().repeat();
+            if repeat != Repeat::Never && left.is_some_and(|left| left <= LAST_TRY) {
+                return Err(super::late(progress));
+            }
             if !self.enabled || !self.allows(&error, &mut counted) {
                 return Err(error);
             }
-            let wait = error.retry_after().unwrap_or_else(|| pause.mul_f64(0.5 + fastrand::f64()));
+            let mut wait = error.retry_after().unwrap_or_else(|| pause.mul_f64(0.5 + fastrand::f64()));
             pause = (pause * 2).min(LAST_PAUSE);
-            // No time for another attempt: the caller learns the reason rather than that it was late.
-            if bound.context.deadline.is_some_and(|due| Instant::now() + wait >= due) {
-                return Err(error);
+            if let Some(left) = left.filter(|left| wait >= *left) {
+                // What is counted, or asked for a longer wait, has had its chance. What did no work gets a last one.
+                if repeat != Repeat::Free {
+                    return Err(error);
+                }
+                wait = left - LAST_TRY;
             }
-            bound.context.progress.enter(Stage::Backoff);
+            progress.enter(Stage::Backoff);
             self.metrics.repeated();
             tokio::time::sleep(wait).await;
         }
@@ -160,11 +172,14 @@ mod tests {
     async fn classes_decide_how_often() {
         for &class in Class::ALL {
             let (answer, begun) = attempts(class, usize::MAX, Duration::from_secs(3)).await;
-            assert_eq!(answer.expect_err("fails").class(), class);
+            let error = answer.expect_err("fails");
             match class.repeat() {
-                Repeat::Never => assert_eq!(begun, 1, "{class}"),
-                Repeat::Counted => assert_eq!(begun, 3, "{class}"),
-                Repeat::Free => assert!(begun > 5, "{class}: {begun}"),
+                Repeat::Never => assert_eq!((begun, error.class()), (1, class)),
+                Repeat::Counted => assert_eq!((begun, error.class()), (3, class)),
+                Repeat::Free => {
+                    assert!(begun > 5, "{class}: {begun}");
+                    assert_eq!((error.class(), error.reason()), (Class::DeadlineExceeded, Some(class)));
+                }
             }
         }
     }
@@ -182,6 +197,37 @@ mod tests {
         let (answer, _) = attempts(Class::Unreachable, usize::MAX, Duration::from_secs(1)).await;
         assert!(answer.is_err());
         assert!(began.elapsed() <= Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_did_no_work_gets_a_last_attempt_just_before_the_deadline() {
+        let last = Arc::new(std::sync::Mutex::new(Instant::now()));
+        let (note, due) = (last.clone(), Instant::now() + Duration::from_secs(2));
+        let puppet = tower::service_fn(move |_: Bound| {
+            *note.lock().expect("lock") = Instant::now();
+            std::future::ready(Err(Error::from(Class::NoLeader)))
+        });
+        let mut retry = Retry::new(puppet, &Config::default(), PipelineMetrics::new());
+        let error = retry.call(decrypt("vault:v1:a", Duration::from_secs(2))).await.expect_err("no leader");
+        assert!(error.public().ends_with("(slow part: back-off between attempts) (because of no_leader)"), "{error}");
+        assert!(due - *last.lock().expect("lock") <= LAST_TRY + Duration::from_millis(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn openbaos_own_wait_is_kept_and_a_longer_one_than_the_deadline_is_no_wait() {
+        for (after, begun, took) in [(1, 3, 2), (10, 1, 0)] {
+            let calls = Arc::new(AtomicUsize::new(0));
+            let (counter, start) = (calls.clone(), Instant::now());
+            let puppet = tower::service_fn(move |_: Bound| {
+                counter.fetch_add(1, Ordering::SeqCst);
+                let wait = Some(Duration::from_secs(after));
+                std::future::ready(Err(Error::from(Class::RateLimited).with_retry_after(wait)))
+            });
+            let mut retry = Retry::new(puppet, &Config::default(), PipelineMetrics::new());
+            let error = retry.call(decrypt("vault:v1:a", Duration::from_secs(5))).await.expect_err("limited");
+            assert_eq!((error.class(), calls.load(Ordering::SeqCst)), (Class::RateLimited, begun));
+            assert_eq!(start.elapsed().as_secs(), took);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -100,8 +100,44 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        if !self.answered {
-            self.metrics.hung_up();
+        match self.answered {
+            true => {}
+            // The door answers for a call that panicked; its caller is still there.
+            false if std::thread::panicking() => {
+                self.metrics.answered(self.kind, Some(Class::Internal), self.arrived.elapsed());
+            }
+            false => self.metrics.hung_up(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{Context as CallContext, Operation, secret};
+
+    fn encrypt() -> Request {
+        Request { operation: Operation::Encrypt { plaintext: secret(vec![1; 32]) }, context: CallContext::new("u") }
+    }
+
+    fn counted(metrics: &PipelineMetrics) -> (u64, Vec<(&'static str, Class, u64)>) {
+        (metrics.hang_ups(), metrics.failures())
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_leaves_is_a_hang_up_and_a_panic_is_not() {
+        let metrics = PipelineMetrics::new();
+        let pending = tower::service_fn(|_: Request| std::future::pending::<Result<Response, Error>>());
+        let mut trace = Trace::new(pending, &Config::default(), metrics.clone());
+        drop(trace.call(encrypt()));
+        assert_eq!(counted(&metrics), (1, vec![]));
+        let panics = tower::service_fn(|_: Request| async { panic!("on purpose") });
+        let mut trace = Trace::new(panics, &Config::default(), metrics.clone());
+        assert!(tokio::spawn(trace.call(encrypt())).await.is_err());
+        assert_eq!(counted(&metrics), (1, vec![("encrypt", Class::Internal, 1)]));
+        let fails = tower::service_fn(|_: Request| std::future::ready(Err(Class::Sealed.into())));
+        let mut trace = Trace::new(fails, &Config::default(), metrics.clone());
+        assert!(trace.call(encrypt()).await.is_err());
+        assert_eq!(counted(&metrics).0, 1, "an answer is none");
     }
 }

@@ -185,6 +185,11 @@ impl PipelineMetrics {
         self.hang_ups.inc();
     }
 
+    /// Callers that hung up so far.
+    pub fn hang_ups(&self) -> u64 {
+        self.hang_ups.get()
+    }
+
     /// A call was answered with `internal` because it panicked.
     pub fn panicked(&self) {
         self.panics.inc();
@@ -216,12 +221,12 @@ impl PipelineMetrics {
         self.shared.inc();
     }
 
-    /// Calls that wait for a slot.
-    pub fn set_queued(&self, waiting: usize) {
-        self.queued.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    /// So many calls more, or fewer, wait for a slot.
+    pub fn queue_changed(&self, by: i64) {
+        self.queued.inc_by(by);
     }
 
-    /// Decrypts that wait for the next batch.
+    /// Decrypts that wait for the next batch; told under the lock that orders them.
     pub fn set_gathering(&self, waiting: usize) {
         self.gathering.set(i64::try_from(waiting).unwrap_or(i64::MAX));
     }
@@ -231,9 +236,9 @@ impl PipelineMetrics {
         self.batch_items.observe(f64::from(u32::try_from(items).unwrap_or(u32::MAX)));
     }
 
-    /// Slots in use.
-    pub fn set_slots_used(&self, used: usize) {
-        self.slots_used.set(i64::try_from(used).unwrap_or(i64::MAX));
+    /// So many slots more, or fewer, are in use.
+    pub fn slots_changed(&self, by: i64) {
+        self.slots_used.inc_by(by);
     }
 
     /// A login or renewal is over; `what` is `login` or `renew`.

@@ -45,9 +45,14 @@ pub(super) fn classify(purpose: Purpose, reply: &BaoReply) -> Error {
     }
 }
 
-/// The error that the text of one item of a batch means.
+/// The error that the text of one item of a batch means. Its own status is not told: where a user's errors and OpenBao's
+/// meet, all answer 400 (`openbao.md` A.7). So a text that is nobody's known one counts as OpenBao's trouble.
 pub(super) fn classify_item(text: &str) -> Error {
-    bad_request(&|known| text.contains(known), &|class, detail| Error::new(class, detail))
+    let error = bad_request(&|known| text.contains(known), &|class, detail| Error::new(class, detail));
+    match error.class() {
+        Class::Internal => Error::new(Class::ServerError, "internal error of OpenBao with one item of a batch"),
+        _ => error,
+    }
 }
 
 fn bad_request(says: &dyn Fn(&str) -> bool, of: &dyn Fn(Class, &'static str) -> Error) -> Error {

@@ -141,11 +141,14 @@ impl Transit {
             progress: context.progress,
             trace: context.trace,
         };
-        let reply = self.ask(call).await.map_err(|error| about(version, error))?;
-        match bound.payload {
-            Payload::Encrypt(_) => wire::encrypted(&reply.body, version.number).map(Reply::Encrypted),
-            Payload::Decrypt(_) => wire::decrypted(&reply.body).map(Reply::Decrypted),
-        }
+        let (progress, sealing) = (call.progress.clone(), matches!(bound.payload, Payload::Encrypt(_)));
+        let reply = self.bao.clone().call(call).await?;
+        let outcome = match reply.status {
+            200 if sealing => wire::encrypted(&reply.body, version.number).map(Reply::Encrypted),
+            200 => wire::decrypted(&reply.body).map(Reply::Decrypted),
+            _ => Err(errors::classify(purpose, &reply)),
+        };
+        outcome.map_err(|error| about(version, elsewhere(error, &progress, reply.endpoint)))
     }
 
     /// Several decrypts in one question. Its time is that of the item that may wait longest; each caller keeps its own.
@@ -169,22 +172,37 @@ impl Transit {
             progress: Progress::of_all(lot.iter().map(|bound| bound.context.progress.clone())),
             trace: lot.first().and_then(|bound| bound.context.trace.clone()),
         };
+        let progress = call.progress.clone();
         let reply = self.bao.clone().call(call).await?;
         // A batch with failed items answers with their status and still carries the outcome of each.
         let outcomes = match wire::batch_results(&reply.body) {
             Some(outcomes) => outcomes,
-            None if reply.status == 200 => {
-                return Err(Error::new(Class::BadReply, "no results in the answer to a batch"));
+            None => {
+                let error = match reply.status {
+                    200 => Error::new(Class::BadReply, "no results in the answer to a batch"),
+                    _ => errors::classify(Purpose::Decrypt, &reply),
+                };
+                return Err(elsewhere(error, &progress, reply.endpoint));
             }
-            None => return Err(errors::classify(Purpose::Decrypt, &reply)),
         };
-        let named =
-            |(bound, outcome): (&Bound, Result<Reply, Error>)| outcome.map_err(|error| about(&bound.version, error));
+        let named = |(bound, outcome): (&Bound, Result<Reply, Error>)| {
+            outcome.map_err(|error| about(&bound.version, elsewhere(error, &bound.context.progress, reply.endpoint)))
+        };
         if outcomes.len() != lot.len() {
-            return Err(Error::new(Class::BadReply, "the answer to a batch has another length"));
+            let error = Error::new(Class::BadReply, "the answer to a batch has another length");
+            return Err(elsewhere(error, &progress, reply.endpoint));
         }
         Ok(lot.iter().zip(outcomes).map(named).collect())
     }
+}
+
+/// Lets the call try another address where this one's answer may be the address's own doing: a node that lags, or
+/// something in front of it.
+fn elsewhere(error: Error, progress: &Progress, endpoint: Option<usize>) -> Error {
+    if let (Some(at), Class::StaleNode | Class::BadReply | Class::WrongVersion) = (endpoint, error.class()) {
+        progress.avoid(at);
+    }
+    error
 }
 
 /// Names the key version in errors that are about one.

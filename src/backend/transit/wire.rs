@@ -42,7 +42,7 @@ struct Batch<'a> {
 #[derive(Deserialize)]
 struct BatchItem<'a> {
     #[serde(borrow, default)]
-    plaintext: Cow<'a, str>,
+    plaintext: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     error: Option<Cow<'a, str>>,
 }
@@ -136,13 +136,17 @@ pub(super) fn batch_results(body: &Bytes) -> Option<Vec<Result<Reply, Error>>> {
     let results = parse::<Batch<'_>>(body).ok()?.data.batch_results;
     let outcome = |item: BatchItem<'_>| match item.error {
         Some(text) if !text.is_empty() => Err(errors::classify_item(&text)),
-        _ => opened(&item.plaintext).map(Reply::Decrypted),
+        _ => opened(item.plaintext.as_deref().unwrap_or_default()).map(Reply::Decrypted),
     };
     Some(results.into_iter().map(outcome).collect())
 }
 
 fn opened(plaintext: &str) -> Result<Secret, Error> {
     let text = plaintext.as_bytes();
+    if text.is_empty() {
+        // Encrypt seals no empty seed.
+        return Err(Error::new(Class::BadReply, "the answer holds no plaintext"));
+    }
     let padding = text.iter().rev().take(2).filter(|byte| **byte == b'=').count();
     let mut seed = Zeroizing::new(vec![0; (text.len() / 4 * 3).saturating_sub(padding)]);
     match STANDARD.decode_slice(text, &mut seed) {
@@ -193,7 +197,7 @@ mod tests {
 
     #[test]
     fn buffers_that_hold_plaintext_have_exactly_their_size() {
-        for length in 0..70 {
+        for length in 1..70 {
             let seed = vec![7; length];
             let body = encrypt_body(&secret(seed.clone()), "YWFk", 1_000);
             assert_eq!(body.capacity(), body.len(), "{length}");
@@ -246,11 +250,16 @@ mod tests {
             {"plaintext": "c2VlZA==", "reference": ""},
             {"plaintext": "", "reference": "", "error": "cipher: message authentication failed"},
             {"plaintext": "%%", "reference": ""},
+            {"plaintext": "", "reference": ""},
+            {"reference": ""},
+            {"plaintext": "", "reference": "", "error": "internal error"},
         ]}});
         let outcomes = batch_results(&reply.to_string().into()).expect("results");
         let class = |at: usize| outcomes[at].as_ref().err().map(Error::class);
         assert!(matches!(&outcomes[0], Ok(Reply::Decrypted(seed)) if seed.expose_secret() == b"seed"));
         assert_eq!((class(1), class(2)), (Some(Class::CiphertextInvalid), Some(Class::BadReply)));
+        assert_eq!((class(3), class(4)), (Some(Class::BadReply), Some(Class::BadReply)), "no seed is empty");
+        assert_eq!(class(5), Some(Class::ServerError), "one item's trouble inside OpenBao may be tried again");
         assert!(batch_results(&Bytes::from(r#"{"errors":["permission denied"]}"#)).is_none());
         assert!(batch_results(&Bytes::from(r#"{"data":{"plaintext":""}}"#)).is_none());
     }
@@ -264,6 +273,7 @@ mod tests {
             "{\"data\":null}",
             "{\"data\":{\"plaintext\":\"%%\"}}",
             "{\"data\":{\"plaintext\":\"====\"}}",
+            "{\"data\":{\"plaintext\":\"\"}}",
         ] {
             assert_eq!(decrypted(&Bytes::from(body)).expect_err("refused").class(), Class::BadReply, "{body}");
         }

@@ -14,6 +14,9 @@ use crate::telemetry::metrics::PipelineMetrics;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Short enough that the first healthy Status comes within two seconds of OpenBao's return.
 const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// How long one call alone may try an address while others wait: an OpenBao that is merely slow must not be met by one call
+/// after the other, and one that never answers must not hold everybody for as long as its caller has patience.
+const ALONE: Duration = Duration::from_secs(1);
 /// Failures in a row that open a breaker when each may have been the call's own doing.
 const DOUBTFUL: u32 = 3;
 
@@ -43,7 +46,8 @@ struct Address {
 #[derive(Clone, Debug)]
 struct Open {
     until: Instant,
-    on_trial: bool,
+    /// Since when a call tries it.
+    trial: Option<Instant>,
     class: Class,
 }
 
@@ -57,10 +61,10 @@ pub(super) enum Pick {
         /// Ends the trial when the call is given up.
         trial: Option<Trial>,
     },
-    /// Every address has failed: wait until then, or until something changes when a trial is under way.
+    /// Every address has failed: wait until then, or until something changes.
     Wait {
-        /// When the next trial is due.
-        until: Option<Instant>,
+        /// When the next trial is due, unless something changes before.
+        until: Instant,
         /// Why the address that is tried next failed.
         class: Class,
     },
@@ -71,6 +75,20 @@ pub(super) enum Pick {
 pub(super) struct Trial {
     breakers: Breakers,
     at: usize,
+    since: Instant,
+}
+
+// === impl Open ===
+
+impl Open {
+    fn new(until: Instant, class: Class) -> Self {
+        Self { until, trial: None, class }
+    }
+
+    /// When the next call may try it.
+    fn next(&self) -> Instant {
+        self.trial.map_or(self.until, |since| since + ALONE)
+    }
 }
 
 // === impl Breakers ===
@@ -85,28 +103,35 @@ impl Breakers {
         Self { shared: Arc::new(Shared { state, changed: Notify::new(), metrics }) }
     }
 
-    /// What a call does now.
-    pub(super) fn pick(&self, now: Instant) -> Pick {
+    /// What a call does now that had better not go to the addresses of which `avoids` holds.
+    pub(super) fn pick(&self, now: Instant, avoids: impl Fn(usize) -> bool) -> Pick {
         let mut state = self.state();
         let closed = state.iter().enumerate().filter(|(_, address)| address.open.is_none());
-        if let Some((at, _)) =
-            closed.min_by_key(|(at, address)| (address.failed.filter(|failed| now < *failed + LAST_PAUSE), *at))
-        {
+        let order = |(at, address): &(usize, &Address)| {
+            (avoids(*at), address.failed.filter(|failed| now < *failed + LAST_PAUSE), *at)
+        };
+        if let Some((at, _)) = closed.min_by_key(order) {
             return Pick::Ask { at, trial: None };
         }
-        let open = state.iter_mut().enumerate();
-        let idle =
-            open.filter_map(|(at, address)| address.open.as_mut().filter(|open| !open.on_trial).map(|o| (at, o)));
-        match idle.min_by_key(|(at, open)| (open.until, *at)) {
-            Some((at, open)) if open.until <= now => {
-                open.on_trial = true;
-                Pick::Ask { at, trial: Some(Trial { breakers: self.clone(), at }) }
-            }
-            Some((_, open)) => Pick::Wait { until: Some(open.until), class: open.class },
-            None => {
-                let class = state.first().and_then(|address| address.open.as_ref()).map(|open| open.class);
-                Pick::Wait { until: None, class: class.unwrap_or(Class::Unreachable) }
-            }
+        let open = state.iter_mut().enumerate().filter_map(|(at, one)| one.open.as_mut().map(|open| (at, open)));
+        match open.min_by_key(|(at, open)| (open.next(), avoids(*at), *at)) {
+            Some((at, open)) if open.next() <= now => Pick::Ask { at, trial: Some(self.trial(at, open, now)) },
+            Some((_, open)) => Pick::Wait { until: open.next(), class: open.class },
+            None => Pick::Wait { until: now + LAST_PAUSE, class: Class::Unreachable },
+        }
+    }
+
+    fn trial(&self, at: usize, open: &mut Open, now: Instant) -> Trial {
+        open.trial = Some(now);
+        Trial { breakers: self.clone(), at, since: now }
+    }
+
+    /// Whether a redirect may lead to this address now: it serves, or nobody tries it and its pause is over.
+    pub(super) fn may_follow(&self, at: usize, now: Instant) -> Option<Option<Trial>> {
+        match self.state().get_mut(at)?.open.as_mut() {
+            None => Some(None),
+            Some(open) if open.next() <= now => Some(Some(self.trial(at, open, now))),
+            Some(_) => None,
         }
     }
 
@@ -119,9 +144,9 @@ impl Breakers {
     pub(super) fn probe_due(&self, now: Instant) -> Option<(usize, Trial)> {
         let mut state = self.state();
         let mut open = state.iter_mut().enumerate().filter_map(|(at, one)| one.open.as_mut().map(|o| (at, o)));
-        let (at, open) = open.find(|(_, open)| !open.on_trial && open.until <= now)?;
-        open.on_trial = true;
-        Some((at, Trial { breakers: self.clone(), at }))
+        let (at, open) = open.find(|(_, open)| open.next() <= now)?;
+        let trial = self.trial(at, open, now);
+        Some((at, trial))
     }
 
     /// A call was answered there.
@@ -129,9 +154,16 @@ impl Breakers {
         self.change(at, |address| *address = Address { failed: None, in_row: 0, pause: FIRST_PAUSE, open: None });
     }
 
-    /// A probe was answered there: calls may go again, and the next failure is not forgiven sooner than the last one.
-    pub(super) fn probed(&self, at: usize) {
-        self.change(at, |address| (address.open, address.failed) = (None, None));
+    /// A probe was answered there. Where others serve, calls may go again, and the next failure is not forgiven sooner than the
+    /// last one. Where none does, a standby may have answered that knows no leader: one call finds out, before all go.
+    pub(super) fn probed(&self, at: usize, now: Instant) {
+        let alone = self.state().iter().all(|address| address.open.is_some());
+        if !alone {
+            self.change(at, |address| (address.open, address.failed) = (None, None));
+        } else if let Some(open) = self.state().get_mut(at).and_then(|address| address.open.as_mut()) {
+            open.until = now;
+            self.shared.changed.notify_waiters();
+        }
     }
 
     /// A call or a probe failed there.
@@ -143,11 +175,11 @@ impl Breakers {
         // What did no work says that the address does not serve; anything else may be this one call's doing.
         let opens = class.repeat() == Repeat::Free || address.in_row >= DOUBTFUL;
         // A call that began before it was opened tells nothing new.
-        let known = address.open.as_ref().is_some_and(|open| !open.on_trial);
+        let known = address.open.as_ref().is_some_and(|open| open.trial.is_none());
         if opens && !known {
             let pause = address.pause.mul_f64(0.5 + fastrand::f64());
             address.pause = (address.pause * 2).min(LAST_PAUSE);
-            address.open = Some(Open { until: now + pause, on_trial: false, class });
+            address.open = Some(Open::new(now + pause, class));
             self.shared.metrics.set_breaker(at, true);
             drop(state);
             self.shared.changed.notify_waiters();
@@ -179,8 +211,10 @@ impl Breakers {
 impl Drop for Trial {
     fn drop(&mut self) {
         let mut state = self.breakers.state();
-        if let Some(open) = state.get_mut(self.at).and_then(|address| address.open.as_mut()) {
-            open.on_trial = false;
+        if let Some(open) = state.get_mut(self.at).and_then(|address| address.open.as_mut())
+            && open.trial == Some(self.since)
+        {
+            open.trial = None;
         }
         drop(state);
         self.breakers.shared.changed.notify_waiters();

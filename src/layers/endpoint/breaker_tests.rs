@@ -13,63 +13,64 @@ fn asked(pick: &Pick) -> Option<usize> {
     }
 }
 
+fn pick(breakers: &Breakers, now: Instant) -> Pick {
+    breakers.pick(now, |_| false)
+}
+
 const LATER: Duration = Duration::from_secs(2);
 
 #[tokio::test(start_paused = true)]
 async fn the_file_decides_until_an_address_fails_and_again_when_it_answers() {
     let (breakers, now) = (breakers(3), Instant::now());
-    assert_eq!(asked(&breakers.pick(now)), Some(0));
+    assert_eq!(asked(&pick(&breakers, now)), Some(0));
     breakers.failed(0, Class::Unreachable, now);
-    assert_eq!(asked(&breakers.pick(now)), Some(1));
+    assert_eq!(asked(&pick(&breakers, now)), Some(1));
     breakers.failed(1, Class::ServerError, now);
-    assert_eq!(asked(&breakers.pick(now)), Some(2), "a doubtful failure moves an address to the end");
+    assert_eq!(asked(&pick(&breakers, now)), Some(2), "a doubtful failure moves an address to the end");
     breakers.failed(2, Class::Sealed, now);
-    assert_eq!(asked(&breakers.pick(now)), Some(1), "and does not open its breaker");
+    assert_eq!(asked(&pick(&breakers, now)), Some(1), "and does not open its breaker");
     breakers.answered(1);
     assert!(breakers.probe_due(now).is_none(), "the pause is not over");
     let (at, trial) = breakers.probe_due(now + LATER).expect("the first open address");
     assert_eq!(at, 0);
-    breakers.probed(0);
+    breakers.probed(0, now);
     drop(trial);
-    assert_eq!(asked(&breakers.pick(now)), Some(0), "back to the first of the file");
+    assert_eq!(asked(&pick(&breakers, now)), Some(0), "back to the first of the file");
     breakers.failed(0, Class::ServerError, now);
-    assert_eq!(asked(&breakers.pick(now)), Some(1), "last for a while");
-    assert_eq!(asked(&breakers.pick(now + LATER)), Some(0), "and no longer");
+    assert_eq!(asked(&pick(&breakers, now)), Some(1), "last for a while");
+    assert_eq!(asked(&pick(&breakers, now + LATER)), Some(0), "and no longer");
 }
 
 #[tokio::test(start_paused = true)]
 async fn with_every_breaker_open_one_call_tries_and_the_others_wait() {
     let (breakers, now) = (breakers(1), Instant::now());
     breakers.failed(0, Class::NoLeader, now);
-    let Pick::Wait { until: Some(until), class: Class::NoLeader } = breakers.pick(now) else { panic!("must wait") };
+    let Pick::Wait { until, class: Class::NoLeader } = pick(&breakers, now) else { panic!("must wait") };
     assert!((now..now + FIRST_PAUSE * 2).contains(&until));
-    let trial = breakers.pick(until);
+    let trial = pick(&breakers, until);
     assert!(matches!(&trial, Pick::Ask { at: 0, trial: Some(_) }));
-    assert!(matches!(breakers.pick(until), Pick::Wait { until: None, .. }), "one at a time");
+    assert!(matches!(pick(&breakers, until), Pick::Wait { until: next, .. } if next == until + ALONE), "one at a time");
     drop(trial);
-    assert!(matches!(breakers.pick(until), Pick::Ask { .. }), "a trial that is given up is somebody else's");
+    assert!(matches!(pick(&breakers, until), Pick::Ask { .. }), "a trial that is given up is somebody else's");
 }
 
 #[tokio::test(start_paused = true)]
 async fn pauses_grow_and_an_answer_makes_them_short_again() {
     let (breakers, mut now) = (breakers(1), Instant::now());
     let mut longest = Duration::ZERO;
+    breakers.failed(0, Class::Unreachable, now);
     for _ in 0..20 {
-        breakers.failed(0, Class::Unreachable, now);
-        let Pick::Wait { until: Some(until), .. } = breakers.pick(now) else { panic!("must wait") };
+        let Pick::Wait { until, .. } = pick(&breakers, now) else { panic!("must wait") };
         longest = longest.max(until - now);
         now = until;
-        let trial = breakers.pick(now);
+        let trial = pick(&breakers, now);
         assert!(matches!(trial, Pick::Ask { .. }));
         breakers.failed(0, Class::Unreachable, now);
-        drop(trial);
-        now += LATER;
-        breakers.probed(0);
     }
     assert!(longest > FIRST_PAUSE * 3 && longest <= LAST_PAUSE * 3 / 2, "{longest:?}");
     breakers.answered(0);
     breakers.failed(0, Class::Unreachable, now);
-    let Pick::Wait { until: Some(until), .. } = breakers.pick(now) else { panic!("must wait") };
+    let Pick::Wait { until, .. } = pick(&breakers, now) else { panic!("must wait") };
     assert!(until - now <= FIRST_PAUSE * 3 / 2);
 }
 
@@ -79,7 +80,7 @@ async fn calls_that_were_on_their_way_prolong_nothing() {
     for _ in 0..16 {
         breakers.failed(0, Class::Unreachable, now);
     }
-    let Pick::Wait { until: Some(until), .. } = breakers.pick(now) else { panic!("must wait") };
+    let Pick::Wait { until, .. } = pick(&breakers, now) else { panic!("must wait") };
     assert!(until - now <= FIRST_PAUSE * 3 / 2);
 }
 
@@ -88,23 +89,71 @@ async fn doubtful_failures_open_after_three_in_a_row() {
     let (breakers, now) = (breakers(1), Instant::now());
     for _ in 0..2 {
         breakers.failed(0, Class::RateLimited, now);
-        assert!(asked(&breakers.pick(now)).is_some());
+        assert!(asked(&pick(&breakers, now)).is_some());
     }
     breakers.answered(0);
     for _ in 0..3 {
         breakers.failed(0, Class::RateLimited, now);
     }
-    assert!(matches!(breakers.pick(now), Pick::Wait { class: Class::RateLimited, .. }));
+    assert!(matches!(pick(&breakers, now), Pick::Wait { class: Class::RateLimited, .. }));
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_waits_goes_on_when_the_trial_is_over() {
     let (breakers, now) = (breakers(1), Instant::now());
     breakers.failed(0, Class::Sealed, now);
-    let trial = breakers.pick(now + LATER);
+    let trial = pick(&breakers, now + LATER);
     let changed = breakers.changed();
     breakers.answered(0);
     tokio::time::timeout(LATER, changed).await.expect("woken");
-    assert_eq!(asked(&breakers.pick(now)), Some(0));
+    assert_eq!(asked(&pick(&breakers, now)), Some(0));
     drop(trial);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_goes_to_an_address_that_it_has_not_tried() {
+    let (breakers, now) = (breakers(2), Instant::now());
+    assert_eq!(asked(&breakers.pick(now, |at| at == 0)), Some(1));
+    assert_eq!(asked(&breakers.pick(now, |_| true)), Some(0), "any is better than none");
+    breakers.failed(1, Class::Sealed, now);
+    assert_eq!(asked(&breakers.pick(now, |at| at == 0)), Some(0), "what serves comes before what does not");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trial_that_takes_long_keeps_nobody_from_the_next_one() {
+    let (breakers, now) = (breakers(1), Instant::now());
+    breakers.failed(0, Class::Timeout, now);
+    breakers.failed(0, Class::Timeout, now);
+    breakers.failed(0, Class::Timeout, now);
+    let slow = pick(&breakers, now + LATER);
+    let second = pick(&breakers, now + LATER + ALONE);
+    assert!(matches!((&slow, &second), (Pick::Ask { .. }, Pick::Ask { .. })));
+    drop(slow);
+    assert!(asked(&pick(&breakers, now + LATER + ALONE)).is_none(), "the second one is still alone");
+    drop(second);
+    assert!(asked(&pick(&breakers, now + LATER + ALONE)).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_nobody_serves_a_good_probe_lets_one_call_go_and_not_all() {
+    let (breakers, now) = (breakers(2), Instant::now());
+    breakers.failed(0, Class::NoLeader, now);
+    breakers.failed(1, Class::NoLeader, now);
+    breakers.probed(1, now);
+    let first = pick(&breakers, now);
+    assert_eq!(asked(&first), Some(1));
+    assert!(asked(&pick(&breakers, now)).is_none(), "a standby that knows no leader answers probes too");
+    breakers.answered(1);
+    assert_eq!((asked(&pick(&breakers, now)), asked(&pick(&breakers, now))), (Some(1), Some(1)));
+    breakers.probed(0, now);
+    assert_eq!(asked(&pick(&breakers, now)), Some(0), "where one serves, a good probe is enough");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redirect_does_not_lead_to_an_address_that_failed_a_moment_ago() {
+    let (breakers, now) = (breakers(2), Instant::now());
+    assert!(matches!(breakers.may_follow(1, now), Some(None)));
+    breakers.failed(1, Class::Unreachable, now);
+    assert!(breakers.may_follow(1, now).is_none());
+    assert!(matches!(breakers.may_follow(1, now + LATER), Some(Some(_))), "its pause is over");
 }
