@@ -33,12 +33,12 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts it against OpenBao at this URL and waits until Status is ok.
-    pub async fn start(stage: &Stage, url: &str) -> Self {
+    /// Starts it against OpenBao at this URL, with a line more for its pipeline, and waits until Status is ok.
+    pub async fn start(stage: &Stage, url: &str, more: &str) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let (socket, file) = (dir.path().join("kms.sock"), dir.path().join("config.yaml"));
         let admin = format!("127.0.0.1:{}", crate::stage::free_port());
-        std::fs::write(&file, stage.config(url, &socket, &admin)).expect("the configuration");
+        std::fs::write(&file, stage.config(url, &socket, &admin, more)).expect("the configuration");
         let began = Instant::now();
         let child = Command::new(binary())
             .args(["serve", "--config"])

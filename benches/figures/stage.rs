@@ -100,8 +100,8 @@ impl Stage {
         Self { url, openbao, endpoint, token, setup, dir, kept, _running: running }
     }
 
-    /// The program's configuration: defaults but for what must be named.
-    pub fn config(&self, url: &str, socket: &Path, admin: &str) -> String {
+    /// The program's configuration: defaults but for what must be named, and a line more for the pipeline.
+    pub fn config(&self, url: &str, socket: &Path, admin: &str, more: &str) -> String {
         format!(
             "configVersion: v1
 pipelines:
@@ -110,6 +110,7 @@ pipelines:
     identity: {{ providerName: bench, clusterId: c, openbaoId: b, transitMountId: m, keyLineageId: l }}
     auth: {{ jwt: {{ role: kms, file: {jwt} }} }}
     backend: {{ transit: {{ endpoints: [ \"{url}\" ], mount: {mount}, key: {key}, tls: {{ caFile: {ca} }} }} }}
+    {more}
 admin: {{ listen: {admin} }}
 ",
             socket = socket.display(),

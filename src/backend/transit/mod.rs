@@ -33,7 +33,8 @@ const PROBE_AAD: &str = r#"{"purpose":"bao-kms-provider-deep-probe"}"#;
 /// `Service<Lot>` over OpenBao, and the keeper's questions.
 #[derive(Clone)]
 pub struct Transit {
-    bao: BaoService,
+    /// Shared, because the layers above clone this service several times for each call and a boxed one is dear to clone.
+    bao: Arc<BaoService>,
     paths: Arc<Paths>,
 }
 
@@ -56,7 +57,7 @@ impl Transit {
             key: format!("{mount}/keys/{key}").into(),
             keys_config: format!("{mount}/config/keys").into(),
         };
-        Self { bao, paths: Arc::new(paths) }
+        Self { bao: Arc::new(bao), paths: Arc::new(paths) }
     }
 
     /// The key's metadata, with OpenBao's clock when the reply tells it.
@@ -106,7 +107,7 @@ impl Transit {
 
     async fn ask(&self, call: BaoCall) -> Result<BaoReply, Error> {
         let purpose = call.purpose;
-        let reply = self.bao.clone().call(call).await?;
+        let reply = BaoService::clone(&self.bao).call(call).await?;
         if reply.status == 200 { Ok(reply) } else { Err(errors::classify(purpose, &reply)) }
     }
 
@@ -142,7 +143,7 @@ impl Transit {
             trace: context.trace,
         };
         let (progress, sealing) = (call.progress.clone(), matches!(bound.payload, Payload::Encrypt(_)));
-        let reply = self.bao.clone().call(call).await?;
+        let reply = BaoService::clone(&self.bao).call(call).await?;
         let outcome = match reply.status {
             200 if sealing => wire::encrypted(&reply.body, version.number).map(Reply::Encrypted),
             200 => wire::decrypted(&reply.body).map(Reply::Decrypted),
@@ -173,7 +174,7 @@ impl Transit {
             trace: lot.first().and_then(|bound| bound.context.trace.clone()),
         };
         let progress = call.progress.clone();
-        let reply = self.bao.clone().call(call).await?;
+        let reply = BaoService::clone(&self.bao).call(call).await?;
         // A batch with failed items answers with their status and still carries the outcome of each.
         let outcomes = match wire::batch_results(&reply.body) {
             Some(outcomes) => outcomes,
