@@ -19,6 +19,8 @@ mod suite {
     mod hostile;
     mod house;
     mod inherit;
+    #[cfg(feature = "dev")]
+    mod logins;
     mod pages;
     mod peers;
     #[cfg(feature = "dev")]

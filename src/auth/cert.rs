@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use x509_parser::pem::Pem;
 
 use super::jwt::LOGIN_WITHIN;
-use super::{Attempt, Method};
+use super::{Attempt, Method, upcoming};
 use crate::error::{Class, Error};
 use crate::files::{self, Secrecy};
 use crate::request::{BaoCall, Credential, Method as HttpMethod, Purpose};
@@ -59,12 +59,13 @@ impl Cert {
 impl Method for Cert {
     fn login(&self) -> Result<Attempt, Error> {
         // The pipe shows the certificate, and may still hold a good one after the file went bad: here it is only looked at.
+        let now = SystemTime::now();
         let looked = files::read(&self.config.cert_file, Secrecy::Public, files::MAX_PEM);
         let (validity, findings) = match looked {
             Err(error) => (None, vec![error.to_string()]),
             Ok(content) => {
                 let validity = validity(&content);
-                (validity, findings(validity, SystemTime::now()))
+                (validity, findings(validity, now))
             }
         };
         let mut body = serde_json::Map::new();
@@ -78,6 +79,7 @@ impl Method for Cert {
                 .with_body(body)
                 .with_credential(Credential::Anonymous),
             expires_unix: validity.map(|(_, until)| until),
+            changes_unix: changes(validity, now),
             findings,
         })
     }
@@ -90,6 +92,12 @@ fn validity(pem: &[u8]) -> Option<(u64, u64)> {
     let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
     let validity = certificate.validity();
     Some((seconds(validity.not_before), seconds(validity.not_after)))
+}
+
+/// When the findings change by themselves.
+fn changes(validity: Option<(u64, u64)>, now: SystemTime) -> Option<u64> {
+    let (from, until) = validity?;
+    upcoming(now, [from, until.saturating_sub(SOON).saturating_add(1), until])
 }
 
 fn findings(validity: Option<(u64, u64)>, now: SystemTime) -> Vec<String> {
@@ -122,5 +130,20 @@ mod tests {
             assert_eq!(findings(Some((from, until)), at(seconds)).len(), 1, "{seconds}");
         }
         assert_eq!(validity(b"nonsense"), None);
+    }
+
+    #[test]
+    fn what_changes_next_is_looked_at_then() {
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let validity = Some((100, 200_000));
+        for (now, next) in
+            [(0, Some(100)), (100, Some(200_001 - SOON)), (200_001 - SOON, Some(200_000)), (200_000, None)]
+        {
+            assert_eq!(changes(validity, at(now)), next, "{now}");
+            if let Some(next) = next {
+                assert_eq!(findings(validity, at(next - 1)), findings(validity, at(now)), "{now}");
+                assert_ne!(findings(validity, at(next)), findings(validity, at(now)), "{now}");
+            }
+        }
     }
 }

@@ -1,14 +1,18 @@
 //! How a token is obtained and kept: login methods, a file each, and one session that renews. Tokens live in memory only.
 
+mod backoff;
 pub mod cert;
 pub mod jwt;
 mod lease;
+mod papers;
 mod renewal;
 mod session;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+pub use backoff::REPAIR_INTERVAL;
 pub use session::{Session, Token};
 
 use crate::error::Error;
@@ -25,7 +29,8 @@ crate::plugin_choice! {
 
 /// What a login method does: makes the login call from what its files hold now.
 pub trait Method: Send + Sync {
-    /// The login call and what the credential says of itself. Files are read at each call.
+    /// The login call and what the credential says of itself. Files are read at each call, so that it may block; a call that
+    /// is not made costs nothing.
     ///
     /// # Errors
     /// `credential_unavailable` when a file is missing or unusable.
@@ -39,6 +44,8 @@ pub struct Attempt {
     pub call: BaoCall,
     /// When the credential expires by its own word, Unix seconds.
     pub expires_unix: Option<u64>,
+    /// When what is remarkable about it changes by itself, Unix seconds: shortly before it expires, and when it does.
+    pub changes_unix: Option<u64>,
     /// What is remarkable about the credential. Never stops a login: the node's clock may be wrong, OpenBao decides.
     pub findings: Vec<String>,
 }
@@ -61,4 +68,10 @@ impl Config {
             Self::Cert(config) => Some((config.cert_file.clone(), config.key_file.clone())),
         }
     }
+}
+
+/// The first of these moments that is still to come, Unix seconds.
+fn upcoming(now: SystemTime, moments: impl IntoIterator<Item = u64>) -> Option<u64> {
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    moments.into_iter().filter(|moment| *moment > now).min()
 }

@@ -7,50 +7,33 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 use tower::Service;
 
+use super::backoff::{APART, Backoff, Pause, is_refusal};
 use super::lease::Lease;
-use super::session::{Reload, Shared, Token};
-use super::{Attempt, Method};
+use super::papers::Papers;
+use super::session::{Shared, Token};
 use crate::error::{Class, Error};
 use crate::request::{BaoCall, BaoService, Credential, Method as HttpMethod, Purpose};
 use crate::telemetry::events;
 use crate::telemetry::metrics::PipelineMetrics;
 
 const RENEW_WITHIN: Duration = Duration::from_secs(5);
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-/// After a refusal, which seldom heals by itself within a second.
-const FIRST_PAUSE_REFUSED: Duration = Duration::from_secs(1);
-const LAST_PAUSE: Duration = Duration::from_secs(30);
-/// Two logins are at least this far apart, whoever asks for them: a repaired role is noticed, OpenBao is not flooded.
-const APART: Duration = Duration::from_millis(500);
+/// Logins that follow each other faster are told once: a policy that was taken away leads to many.
+const TOLD_APART: Duration = Duration::from_secs(60);
 
 /// What the task works with.
 pub(super) struct Renewal {
     shared: Arc<Shared>,
-    method: Arc<dyn Method>,
+    papers: Arc<Papers>,
     bao: BaoService,
-    reload: Reload,
     metrics: Arc<PipelineMetrics>,
     pipeline: Arc<str>,
     generation: u64,
+    /// When the login of the token began.
+    since: Instant,
     /// The trouble that the log speaks of.
     told: Option<Class>,
-    findings: Vec<String>,
-}
-
-/// Growing pauses between attempts that fail.
-#[derive(Default)]
-struct Backoff(Duration);
-
-// === impl Backoff ===
-
-impl Backoff {
-    /// The next pause: doubles up to 30 s, a quarter more or less so that nodes do not ask in step.
-    fn next(&mut self, class: Class) -> Duration {
-        let first = if is_refusal(class) { FIRST_PAUSE_REFUSED } else { FIRST_PAUSE };
-        let pause = self.0.clamp(first, LAST_PAUSE);
-        self.0 = pause * 2;
-        pause.mul_f64(0.75 + 0.5 * fastrand::f64())
-    }
+    /// When the log last spoke of a login that succeeded.
+    told_login: Option<Instant>,
 }
 
 // === impl Renewal ===
@@ -58,14 +41,13 @@ impl Backoff {
 impl Renewal {
     pub(super) fn new(
         shared: Arc<Shared>,
-        method: Arc<dyn Method>,
+        papers: Arc<Papers>,
         bao: BaoService,
-        reload: Reload,
         metrics: Arc<PipelineMetrics>,
         pipeline: Arc<str>,
     ) -> Self {
-        let (generation, told, findings) = (0, None, Vec::new());
-        Self { shared, method, bao, reload, metrics, pipeline, generation, told, findings }
+        let (generation, since, told, told_login) = (0, Instant::now(), None, None);
+        Self { shared, papers, bao, metrics, pipeline, generation, since, told, told_login }
     }
 
     /// Keeps a token until the task is aborted.
@@ -73,48 +55,55 @@ impl Renewal {
         let mut backoff = Backoff::default();
         loop {
             let began = Instant::now();
-            self.shared.begin();
+            let answers = self.shared.begin();
             match self.login().await {
                 Ok(lease) => {
                     backoff = Backoff::default();
                     self.keep(lease).await;
                 }
                 Err(error) => {
-                    let pause = backoff.next(error.class());
+                    let pause = backoff.after(&error, began);
                     self.note_failure(&error, "no token could be obtained");
                     self.shared.fail(error);
-                    tokio::select! {
-                        () = tokio::time::sleep(pause) => {}
-                        () = self.shared.woken() => {}
-                    }
+                    self.rest(&pause, answers).await;
                 }
             }
             tokio::time::sleep_until(began + APART).await;
         }
     }
 
+    /// Waits until the next login may begin; `answers` is the newest rejection that the one before knew of.
+    async fn rest(&self, pause: &Pause, answers: u64) {
+        let shared = &self.shared;
+        let woken = async {
+            // The token that is left was rejected meanwhile: nobody has anything to go on with.
+            tokio::select! {
+                () = shared.woken() => {}
+                () = shared.rejected(answers + 1) => {}
+            }
+            tokio::time::sleep_until(pause.woken).await;
+        };
+        let asked = async {
+            shared.asked().await;
+            tokio::time::sleep_until(pause.asked).await;
+        };
+        tokio::select! {
+            () = tokio::time::sleep_until(pause.end) => {}
+            () = woken => {}
+            () = asked => {}
+        }
+    }
+
     /// One login, with files as they are now.
     async fn login(&mut self) -> Result<Lease, Error> {
-        // Files that went bad do not end what was built from good ones: whether the pipe works is for the exchange to show.
-        let reloaded = (self.reload)();
-        let Attempt { call, expires_unix, mut findings } = self.method.login()?;
-        findings.extend(reloaded.err().map(|error| format!("{}: {}", error.class().meaning(), error.detail())));
-        self.shared.set_credential_expiry(expires_unix);
-        self.metrics.set_credential_expiry(expires_unix.unwrap_or(0) as f64);
-        self.note_findings(findings);
+        let call = self.papers.login().await?;
         let outcome = self.ask(call).await;
         self.metrics.logged_in("login", outcome.as_ref().err().map(Error::class));
         let lease = outcome?;
         self.generation += 1;
-        self.told = None;
+        self.since = lease.granted;
         self.adopt(&lease);
-        tracing::info!(
-            event = events::LOGIN_SUCCEEDED,
-            pipeline = &*self.pipeline,
-            lease_seconds = lease.duration.as_secs(),
-            renewable = lease.renewable,
-            "logged in to OpenBao"
-        );
+        self.note_login(&lease);
         Ok(lease)
     }
 
@@ -123,17 +112,22 @@ impl Renewal {
         let shared = self.shared.clone();
         let full = granted.duration;
         let mut lease = granted;
-        let mut act_at = lease.act_at();
+        let (mut act_at, mut may_act_at) = (lease.act_at(), None);
         let mut failed: Option<Backoff> = None;
         loop {
+            let woken = async {
+                shared.woken().await;
+                until(may_act_at).await;
+            };
             tokio::select! {
                 () = until(act_at) => {}
-                () = shared.woken(), if failed.is_some() => {}
+                () = woken, if failed.is_some() => {}
                 () = shared.rejected(self.generation) => return,
             }
             if !lease.renewable {
                 return;
             }
+            let began = Instant::now();
             let outcome = tokio::select! {
                 outcome = self.renew(&lease) => outcome,
                 () = shared.rejected(self.generation) => return,
@@ -153,12 +147,12 @@ impl Renewal {
                 Err(error) if is_refusal(error.class()) => return,
                 Err(error) => {
                     self.note_failure(&error, "the token's lease could not be extended");
-                    let at = Instant::now() + failed.get_or_insert_default().next(error.class());
+                    let pause = failed.get_or_insert_default().after(&error, began);
                     self.shared.fail(error);
-                    if lease.ends_at().is_some_and(|end| at >= end) {
+                    if lease.ends_at().is_some_and(|end| pause.end >= end) {
                         return;
                     }
-                    act_at = Some(at);
+                    (act_at, may_act_at) = (Some(pause.end), Some(pause.woken));
                 }
             }
         }
@@ -181,11 +175,22 @@ impl Renewal {
     }
 
     fn adopt(&self, lease: &Lease) {
-        let token = Token { secret: lease.token.clone(), generation: self.generation };
+        let token = Token { secret: lease.token.clone(), generation: self.generation, since: self.since };
         self.shared.hold(token, lease.ends_at());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let expiry = lease.ends_at().map_or(0.0, |_| (now + lease.duration).as_secs_f64());
         self.metrics.set_token_expiry(expiry);
+    }
+
+    fn note_login(&mut self, lease: &Lease) {
+        let (pipeline, lease_seconds, renewable) = (&*self.pipeline, lease.duration.as_secs(), lease.renewable);
+        let again = self.told_login.is_some_and(|at| at.elapsed() < TOLD_APART);
+        if self.told.take().is_none() && again {
+            tracing::debug!(event = events::LOGIN_SUCCEEDED, pipeline, lease_seconds, renewable, "logged in once more");
+            return;
+        }
+        self.told_login = Some(Instant::now());
+        tracing::info!(event = events::LOGIN_SUCCEEDED, pipeline, lease_seconds, renewable, "logged in to OpenBao");
     }
 
     fn note_renewal(&mut self) {
@@ -212,13 +217,6 @@ impl Renewal {
             class.meaning()
         );
     }
-
-    fn note_findings(&mut self, findings: Vec<String>) {
-        for finding in findings.iter().filter(|finding| !self.findings.contains(finding)) {
-            tracing::warn!(event = events::CREDENTIAL_FINDING, pipeline = &*self.pipeline, "{finding}");
-        }
-        self.findings = findings;
-    }
 }
 
 async fn until(at: Option<Instant>) {
@@ -226,9 +224,4 @@ async fn until(at: Option<Instant>) {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-/// Whether OpenBao has said no, as opposed to not having answered.
-fn is_refusal(class: Class) -> bool {
-    matches!(class, Class::LoginRefused | Class::NamespaceMissing)
 }

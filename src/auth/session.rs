@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use secrecy::SecretString;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tower::Service;
 
 use super::Method;
+use super::backoff::is_refusal;
+use super::papers::Papers;
 use super::renewal::Renewal;
 use crate::error::{Class, Error};
 use crate::request::{BaoCall, BaoService, Credential, Method as HttpMethod, Purpose};
@@ -28,9 +30,11 @@ pub struct Token {
     pub secret: SecretString,
     /// Counts logins and never repeats within a process.
     pub generation: u64,
+    /// When its login began: what the role grants later is not in it.
+    pub since: Instant,
 }
 
-/// Reads the pipe's files again; called before each login.
+/// Reads the pipe's files again; called before each login, in a thread that may block.
 pub type Reload = Arc<dyn Fn() -> Result<(), Error> + Send + Sync>;
 
 /// The session of one pipeline.
@@ -47,8 +51,6 @@ pub(super) struct Shared {
     round: watch::Sender<Round>,
     /// The newest generation that OpenBao rejected.
     rejected: watch::Sender<u64>,
-    wake: Notify,
-    credential_expiry: Mutex<Option<u64>>,
 }
 
 /// A token with the moment after which it is no good; `None`: never.
@@ -57,15 +59,21 @@ struct Held {
     ends: Option<Instant>,
 }
 
-/// Where the logins stand.
+/// Where the logins stand. The background task waits for changes of it, so that nothing that is said here is missed.
 #[derive(Clone, Debug, Default)]
 struct Round {
-    /// A login is under way.
+    /// A login or renewal is under way, or begins as soon as it may: its outcome is worth waiting for.
     busy: bool,
+    /// Another one was wanted while it was under way.
+    again: bool,
+    /// A call found no token and did not wait.
+    asked: bool,
     /// The newest rejection that the last login knew of when it began.
     answers: u64,
-    /// Why the last login failed.
+    /// Why the last login or renewal failed.
     error: Option<Error>,
+    /// No login comes any more.
+    closed: bool,
 }
 
 // === impl Session ===
@@ -83,12 +91,16 @@ impl Session {
             token: ArcSwapOption::empty(),
             round: watch::Sender::new(Round { busy: true, ..Round::default() }),
             rejected: watch::Sender::new(0),
-            wake: Notify::new(),
-            credential_expiry: Mutex::new(None),
         });
-        let renewal = Renewal::new(shared.clone(), method, bao.clone(), reload, metrics, pipeline.clone());
-        let task = Mutex::new(Some(tokio::spawn(renewal.run())));
-        Arc::new(Self { shared, bao, pipeline, task })
+        let papers = Arc::new(Papers::new(method, reload, metrics.clone(), pipeline.clone()));
+        let renewal = Renewal::new(shared.clone(), papers.clone(), bao.clone(), metrics, pipeline.clone());
+        let task = tokio::spawn(async move {
+            tokio::select! {
+                () = renewal.run() => {}
+                () = papers.watch() => {}
+            }
+        });
+        Arc::new(Self { shared, bao, pipeline, task: Mutex::new(Some(task)) })
     }
 
     /// The token, if there is one whose lease has not ended.
@@ -98,10 +110,11 @@ impl Session {
         Some(held.token.clone())
     }
 
-    /// The token; waits for a login that is under way.
+    /// The token; waits for a login that is under way or about to begin.
     ///
     /// # Errors
-    /// That of the last login, when it failed and the next one has not begun.
+    /// That of the last login, when it failed and none is about to begin. Whoever gets it has asked for another one, which
+    /// the next caller may find.
     pub async fn wait(&self) -> Result<Token, Error> {
         self.newer_than(0, 0).await
     }
@@ -110,46 +123,49 @@ impl Session {
     /// one already. The rejected token stays with whoever can use it: a 403 may speak of one path only.
     ///
     /// # Errors
-    /// That of the login.
+    /// That of the login. A refusal that is known is not waited for again.
     pub async fn renew_after_rejection(&self, generation: u64) -> Result<Token, Error> {
-        self.shared.rejected.send_if_modified(|rejected| {
+        let first = self.shared.rejected.send_if_modified(|rejected| {
             let newer = *rejected < generation;
             *rejected = generation.max(*rejected);
             newer
         });
+        if !first {
+            // That OpenBao says no ends whatever kept it from saying anything.
+            self.shared.round.send_if_modified(|round| !round.busy && round.absent() && round.wake());
+        }
         self.newer_than(generation, generation).await
     }
 
     /// A token newer than `generation`, or the error of a login that began knowing of the rejection of `answers`.
     async fn newer_than(&self, generation: u64, answers: u64) -> Result<Token, Error> {
         let mut rounds = self.shared.round.subscribe();
+        let mut waited = false;
         loop {
             if let Some(token) = self.token().filter(|token| token.generation > generation) {
                 return Ok(token);
             }
-            {
-                let round = rounds.borrow_and_update();
-                if let (false, true, Some(error)) = (round.busy, round.answers >= answers, &round.error) {
-                    return Err(error.clone());
+            let known = rounds.borrow_and_update().outcome(answers);
+            if let Some(error) = known {
+                if !waited {
+                    self.shared.round.send_if_modified(Round::ask);
                 }
+                return Err(error);
             }
+            waited = true;
             rounds.changed().await.map_err(|_| closed())?;
         }
     }
 
-    /// OpenBao is back, or files have changed: what waits in back-off is tried now.
+    /// OpenBao is back, or files have changed: what waits in back-off is tried as soon as it may be, and whoever waits for a
+    /// token from now on waits for that.
     pub fn wake(&self) {
-        self.shared.wake.notify_waiters();
+        self.shared.round.send_if_modified(Round::wake);
     }
 
     /// The error of the last login or renewal, until the next one succeeds.
     pub fn last_error(&self) -> Option<Error> {
         self.shared.round.borrow().error.clone()
-    }
-
-    /// When the login credential expires by its own word, Unix seconds.
-    pub fn credential_expiry(&self) -> Option<u64> {
-        *self.shared.credential_expiry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the session and gives the token back, within a second. Whoever still waits for a token gets an error.
@@ -161,7 +177,9 @@ impl Session {
             let _ = task.await;
         }
         let held = self.shared.token.swap(None);
-        self.shared.round.send_modify(|round| *round = Round { busy: false, answers: u64::MAX, error: Some(closed()) });
+        self.shared.round.send_modify(|round| {
+            *round = Round { answers: u64::MAX, error: Some(closed()), closed: true, ..Round::default() };
+        });
         let Some(held) = held else {
             return;
         };
@@ -190,31 +208,57 @@ fn closed() -> Error {
     Error::new(Class::Cancelled, "the session is closed")
 }
 
+// === impl Round ===
+
+impl Round {
+    /// The error for whoever wants a login that knew of this rejection; `None`: there is something to wait for.
+    fn outcome(&self, answers: u64) -> Option<Error> {
+        self.error.clone().filter(|_| !self.busy && self.answers >= answers)
+    }
+
+    /// Another attempt is wanted; says whether somebody is to be told. One that is healthy is left alone.
+    fn wake(&mut self) -> bool {
+        if self.busy {
+            self.again = true;
+            return false;
+        }
+        self.busy = self.error.is_some() && !self.closed;
+        self.busy
+    }
+
+    /// A call goes away with the error of a login that is over; says whether somebody is to be told.
+    fn ask(&mut self) -> bool {
+        !self.busy && !self.closed && !std::mem::replace(&mut self.asked, true)
+    }
+
+    /// Whether the last attempt failed because OpenBao did not answer it.
+    fn absent(&self) -> bool {
+        self.error.as_ref().is_some_and(|error| !is_refusal(error.class()))
+    }
+}
+
 // === impl Shared ===
 
 impl Shared {
-    /// A login begins; it answers every rejection so far.
-    pub(super) fn begin(&self) {
+    /// A login begins; it answers every rejection so far, the newest of which is returned.
+    pub(super) fn begin(&self) -> u64 {
         let rejected = *self.rejected.borrow();
         self.round.send_modify(|round| {
-            round.busy = true;
-            round.answers = rejected;
+            *round = Round { busy: true, answers: rejected, error: round.error.take(), ..Round::default() };
         });
+        rejected
     }
 
     /// A login or renewal succeeded: from now on this is the token.
     pub(super) fn hold(&self, token: Token, ends: Option<Instant>) {
         self.token.store(Some(Arc::new(Held { token, ends })));
-        self.round.send_modify(|round| {
-            round.busy = false;
-            round.error = None;
-        });
+        self.round.send_modify(|round| *round = Round { answers: round.answers, ..Round::default() });
     }
 
     /// A login or renewal failed. A token that is still valid stays.
     pub(super) fn fail(&self, error: Error) {
         self.round.send_modify(|round| {
-            round.busy = false;
+            round.busy = std::mem::take(&mut round.again);
             round.error = Some(error);
         });
     }
@@ -225,13 +269,14 @@ impl Shared {
         let _ = self.rejected.subscribe().wait_for(|rejected| *rejected >= generation).await;
     }
 
-    /// Returns at the next [`Session::wake`].
+    /// Returns when [`Session::wake`] has been called since the last attempt began.
     pub(super) async fn woken(&self) {
-        self.wake.notified().await;
+        let _ = self.round.subscribe().wait_for(|round| round.busy).await;
     }
 
-    pub(super) fn set_credential_expiry(&self, unix: Option<u64>) {
-        *self.credential_expiry.lock().unwrap_or_else(PoisonError::into_inner) = unix;
+    /// Returns when a call has found no token since the last attempt failed.
+    pub(super) async fn asked(&self) {
+        let _ = self.round.subscribe().wait_for(|round| round.asked).await;
     }
 }
 

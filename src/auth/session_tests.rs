@@ -21,6 +21,8 @@ struct Puppet {
     renewable: AtomicBool,
     reload_fails: AtomicBool,
     latency_ms: AtomicU64,
+    /// `Retry-After` of what fails, in seconds; 0: none.
+    retry_after: AtomicU64,
 }
 
 struct Login;
@@ -29,7 +31,7 @@ impl Method for Login {
     fn login(&self) -> Result<Attempt, Error> {
         let call = BaoCall::own(Purpose::Login, HttpMethod::Post, "auth/jwt/login", Duration::from_secs(5))
             .with_credential(Credential::Anonymous);
-        Ok(Attempt { call, expires_unix: Some(2_000_000_000), findings: Vec::new() })
+        Ok(Attempt { call, expires_unix: None, changes_unix: None, findings: Vec::new() })
     }
 }
 
@@ -46,6 +48,7 @@ impl Puppet {
             renewable: AtomicBool::new(true),
             reload_fails: AtomicBool::new(false),
             latency_ms: AtomicU64::new(5),
+            retry_after: AtomicU64::new(0),
         })
     }
 
@@ -83,7 +86,12 @@ impl Puppet {
             other => panic!("a session does not ask for {other:?}"),
         };
         if let Some(fault) = *fails.lock().expect("lock") {
-            return fault.map(|status| reply(status, r#"{"errors":["no"]}"#.to_owned())).map_err(Error::from);
+            let after = Some(self.retry_after.load(Ordering::SeqCst)).filter(|seconds| *seconds > 0);
+            let refusal = |status| BaoReply {
+                retry_after: after.map(Duration::from_secs),
+                ..reply(status, r#"{"errors":["no"]}"#.to_owned())
+            };
+            return fault.map(refusal).map_err(Error::from);
         }
         let (lease, renewable) = (lease.load(Ordering::SeqCst), self.renewable.load(Ordering::SeqCst));
         let auth = serde_json::json!({"client_token": token, "lease_duration": lease, "renewable": renewable});
@@ -121,7 +129,6 @@ async fn the_first_call_waits_for_the_first_login() {
     let session = puppet.start();
     assert!(session.token().is_none());
     assert_eq!(text(&session.wait().await.expect("a token")), "t1");
-    assert_eq!(session.credential_expiry(), Some(2_000_000_000));
 }
 
 #[tokio::test(start_paused = true)]
@@ -196,21 +203,6 @@ async fn while_openbao_is_away_a_valid_token_stays_and_an_expired_one_does_not()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_that_failed_is_tried_again_at_once_when_woken() {
-    let puppet = Puppet::new();
-    let session = puppet.start();
-    session.wait().await.expect("a token");
-    puppet.fail_renewals(Some(Err(Class::Unreachable)));
-    pass(2_600).await;
-    puppet.fail_renewals(None);
-    let before = puppet.counts().1;
-    session.wake();
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(puppet.counts(), (1, before + 1));
-    assert!(session.last_error().is_none());
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_hundred_rejected_calls_share_one_login() {
     let puppet = Puppet::new();
     let session = puppet.start();
@@ -244,39 +236,6 @@ async fn a_rejected_token_stays_until_there_is_a_newer_one_and_late_callers_do_n
 }
 
 #[tokio::test(start_paused = true)]
-async fn refused_logins_back_off_and_waking_shortens_the_wait() {
-    let puppet = Puppet::new();
-    puppet.fail_logins(Some(Ok(403)));
-    let session = puppet.start();
-    assert_eq!(session.wait().await.expect_err("refused").class(), Class::LoginRefused);
-    pass(600).await;
-    let tried = puppet.counts().0;
-    assert!((15..=40).contains(&tried), "{tried} logins in ten minutes");
-    puppet.fail_logins(None);
-    session.wake();
-    tokio::time::sleep(Duration::from_millis(600)).await;
-    assert_eq!(session.token().expect("logged in").generation, 1);
-    for _ in 0..100 {
-        session.wake();
-    }
-    pass(5).await;
-    assert_eq!(puppet.counts().0, tried + 1, "waking a healthy session does nothing");
-}
-
-#[tokio::test(start_paused = true)]
-async fn waking_all_the_time_does_not_flood_openbao() {
-    let puppet = Puppet::new();
-    puppet.fail_logins(Some(Err(Class::Unreachable)));
-    let session = puppet.start();
-    for _ in 0..1_000 {
-        session.wake();
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    let tried = puppet.counts().0;
-    assert!(tried <= 21, "{tried} logins in ten seconds");
-}
-
-#[tokio::test(start_paused = true)]
 async fn files_that_went_bad_do_not_stop_a_login_that_the_old_client_can_make() {
     let puppet = Puppet::new();
     puppet.reload_fails.store(true, Ordering::SeqCst);
@@ -300,6 +259,8 @@ async fn closing_gives_the_token_back_and_lets_go_whoever_waits() {
     assert_eq!(waiter.await.expect("joined").expect_err("closed").class(), Class::Cancelled);
     assert!(session.token().is_none());
     assert_eq!(session.wait().await.expect_err("closed").class(), Class::Cancelled);
+    session.wake();
+    assert_eq!(session.renew_after_rejection(9).await.expect_err("closed").class(), Class::Cancelled);
     session.close().await;
     assert_eq!(puppet.revocations.load(Ordering::SeqCst), 1, "closing twice is closing once");
 }
@@ -314,3 +275,6 @@ async fn closing_takes_a_second_at_most() {
     session.close().await;
     assert!(asked.elapsed() <= Duration::from_millis(1_010), "{:?}", asked.elapsed());
 }
+
+#[path = "waking_tests.rs"]
+mod waking;

@@ -1,10 +1,14 @@
 //! `serve`: loads the configuration, starts telemetry, runs the host.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::{Exit, runtime};
 use crate::host::run::Ending;
 use crate::{config, host, telemetry};
+
+/// How long threads that still read have at the end.
+const LET_GO: Duration = Duration::from_secs(1);
 
 pub(super) fn run(files: Vec<PathBuf>) -> Exit {
     let config = match config::load(&files) {
@@ -21,7 +25,7 @@ pub(super) fn run(files: Vec<PathBuf>) -> Exit {
             return Exit::Runtime;
         }
     };
-    runtime.block_on(async {
+    let exit = runtime.block_on(async {
         let telemetry = match telemetry::init(&config.telemetry) {
             Ok(guard) => guard,
             Err(error) => {
@@ -44,5 +48,8 @@ pub(super) fn run(files: Vec<PathBuf>) -> Exit {
                 Exit::Runtime
             }
         }
-    })
+    });
+    // A file on a volume that hangs is read in a thread that nothing can stop; it must not keep the process.
+    runtime.shutdown_timeout(LET_GO);
+    exit
 }

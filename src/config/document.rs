@@ -132,7 +132,10 @@ pub fn full_values() -> Value {
                 "providerName": "openbao-kms-workload-a", "clusterId": "workload-a", "openbaoId": "bao-prod-a",
                 "transitMountId": "transit-prod", "keyLineageId": "01HXEXAMPLEKEYLINEAGEID", "fingerprint": "",
             },
-            "auth": { "jwt": { "mount": "jwt", "role": "kms", "file": "/var/lib/openbao-kms/identity.jwt" } },
+            "auth": { "jwt": {
+                "mount": "jwt", "role": "kms", "file": "/var/lib/openbao-kms/identity.jwt",
+                "expect": { "issuer": "https://issuer.example", "audience": "openbao", "subject": "bao-kms-provider" },
+            } },
             "backend": { "transit": {
                 "endpoints": ["https://bao-0.example:8200", "https://bao-1.example:8200"], "namespace": "kms/prod",
                 "mount": "transit", "key": "k8s-workload-a-etcd",

@@ -256,6 +256,11 @@ impl PipelineMetrics {
         self.credential_expiry_unix.set(unix);
     }
 
+    /// What that gauge shows.
+    pub fn credential_expiry(&self) -> f64 {
+        self.credential_expiry_unix.get()
+    }
+
     /// A connection came from a user that is not allowed.
     pub fn peer_refused(&self) {
         self.peers_refused.inc();

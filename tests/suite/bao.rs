@@ -77,7 +77,12 @@ impl Bao {
     }
 
     pub fn jwt(&self, role: &str) -> AuthConfig {
-        AuthConfig::Jwt(jwt::Config { mount: "jwt".into(), role: role.into(), file: self.path("identity.jwt") })
+        AuthConfig::Jwt(jwt::Config {
+            mount: "jwt".into(),
+            role: role.into(),
+            file: self.path("identity.jwt"),
+            expect: jwt::Expect::default(),
+        })
     }
 
     pub fn cert(&self) -> AuthConfig {
@@ -99,8 +104,12 @@ impl Bao {
 
     /// A session with its pipe's endpoint, as a pipeline builds them.
     pub fn session(&self, auth: &AuthConfig) -> (Arc<Session>, BaoService) {
+        self.session_seen(auth, PipelineMetrics::new())
+    }
+
+    /// A session with instruments that the test looks at.
+    pub fn session_seen(&self, auth: &AuthConfig, metrics: Arc<PipelineMetrics>) -> (Arc<Session>, BaoService) {
         let pipe = self.pipe(auth);
-        let metrics = PipelineMetrics::new();
         let endpoint = BaoService::new(Endpoint::new(vec![self.origin()], Vec::new(), pipe.clone(), metrics.clone()));
         let reload = Arc::new(move || pipe.reload());
         (Session::start(auth.method(), endpoint.clone(), reload, metrics, "test".into()), endpoint)

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bao_kms_provider::auth::{Session, Token};
 use bao_kms_provider::error::{Class, Error};
 use bao_kms_provider::request::{BaoCall, BaoService, Credential, Method, Purpose};
+use bao_kms_provider::telemetry::metrics::PipelineMetrics;
 use tower::Service;
 
 use super::bao::Bao;
@@ -31,17 +32,23 @@ async fn reads(endpoint: &BaoService, token: &Token) -> u16 {
     endpoint.clone().call(call).await.unwrap().status
 }
 
+fn unix_now() -> f64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64()
+}
+
 #[tokio::test]
 async fn a_jwt_logs_in_within_its_namespace_and_the_token_is_given_back() {
     let bao = Bao::start(|_| ()).await;
     let mut events = bao.server.calls().events();
     let alive = bao.server.state().live_tokens();
-    let (session, endpoint) = bao.session(&bao.jwt("kms"));
+    let metrics = PipelineMetrics::new();
+    let (session, endpoint) = bao.session_seen(&bao.jwt("kms"), metrics.clone());
     let token = session.wait().await.unwrap();
     assert_eq!(reads(&endpoint, &token).await, 200);
     let login = events.recv().await.unwrap();
     assert_eq!((login.path.as_str(), login.namespace.as_str()), ("auth/jwt/login", "kms/prod"));
-    assert!(session.credential_expiry().is_some());
+    let left = metrics.credential_expiry() - unix_now();
+    assert!((3_000.0..=3_600.0).contains(&left), "{left}");
     assert_eq!(bao.server.state().live_tokens(), alive + 1);
     session.close().await;
     assert_eq!(bao.server.state().live_tokens(), alive);
@@ -58,7 +65,8 @@ async fn a_certificate_logs_in_and_is_replaced_without_a_restart() {
     );
     bao.write("client.pem", &stranger.cert_pem);
     bao.write("client.key", &stranger.key_pem);
-    let (session, endpoint) = bao.session(&bao.cert());
+    let metrics = PipelineMetrics::new();
+    let (session, endpoint) = bao.session_seen(&bao.cert(), metrics.clone());
     assert_eq!(session.wait().await.unwrap_err().class(), Class::LoginRefused);
     bao.write("client.pem", &good.0);
     bao.write("client.key", &good.1);
@@ -68,8 +76,7 @@ async fn a_certificate_logs_in_and_is_replaced_without_a_restart() {
     bao.write("client.pem", "gone bad");
     let next = session.renew_after_rejection(1).await.unwrap();
     assert_eq!(next.generation, 2, "what was loaded goes on");
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    assert!(session.credential_expiry().is_none_or(|expiry| expiry > now));
+    assert_eq!(metrics.credential_expiry(), 0.0, "nobody knows when something unreadable ends");
 }
 
 #[tokio::test]
@@ -86,9 +93,10 @@ async fn a_certificate_that_cannot_be_read_is_a_reason() {
 async fn an_expired_jwt_and_a_wrong_role_are_refused_and_heal_by_the_file() {
     let bao = Bao::start(|_| ()).await;
     bao.write_jwt(-7_200);
-    let (session, endpoint) = bao.session(&bao.jwt("kms"));
+    let metrics = PipelineMetrics::new();
+    let (session, endpoint) = bao.session_seen(&bao.jwt("kms"), metrics.clone());
     assert_eq!(session.wait().await.unwrap_err().class(), Class::LoginRefused, "OpenBao decides, and does");
-    assert!(session.credential_expiry().is_some());
+    assert!(metrics.credential_expiry() > 0.0 && metrics.credential_expiry() < unix_now());
     bao.write("identity.jwt", "no jwt at all");
     assert_eq!(until_not(&session, Class::LoginRefused).await.unwrap_err().class(), Class::CredentialUnavailable);
     bao.write_jwt(3_600);
@@ -137,6 +145,40 @@ async fn a_short_lease_is_renewed_and_at_its_maximum_replaced() {
     };
     assert!(bao.server.calls().of("token/renew-self") >= 1);
     assert_eq!(reads(&endpoint, &last).await, 200);
+}
+
+/// What kubelet and cert-manager do: the file is a link into a folder that is itself a link, which is swapped by a rename.
+#[tokio::test]
+async fn a_projected_volume_that_is_swapped_serves_the_next_login() {
+    use std::os::unix::fs::symlink;
+    let bao = Bao::start(|_| ()).await;
+    let login = bao.setup.jwt.as_ref().unwrap();
+    for (folder, issuer) in [("ts1", login.issuer.as_str()), ("ts2", "https://somebody-else.example")] {
+        std::fs::create_dir(bao.path(folder)).unwrap();
+        let jwt = bao.signer.token(issuer, &login.audience, &login.subject, 3_600).unwrap();
+        bao.write(&format!("{folder}/identity.jwt"), &jwt);
+    }
+    std::fs::remove_file(bao.path("identity.jwt")).unwrap();
+    symlink("ts1", bao.path("..data")).unwrap();
+    symlink("..data/identity.jwt", bao.path("identity.jwt")).unwrap();
+    let (session, endpoint) = bao.session(&bao.jwt("kms"));
+    let swap = |folder: &str| {
+        symlink(folder, bao.path("..data_tmp")).unwrap();
+        std::fs::rename(bao.path("..data_tmp"), bao.path("..data")).unwrap();
+    };
+    let first = session.wait().await.unwrap();
+    assert_eq!(reads(&endpoint, &first).await, 200);
+    swap("ts2");
+    let error = session.renew_after_rejection(first.generation).await.unwrap_err();
+    assert_eq!(error.class(), Class::LoginRefused, "the other issuer's JWT is the one that was read");
+    std::fs::remove_dir_all(bao.path("ts1")).unwrap();
+    std::fs::create_dir(bao.path("ts3")).unwrap();
+    let jwt = bao.signer.token(&login.issuer, &login.audience, &login.subject, 3_600).unwrap();
+    bao.write("ts3/identity.jwt", &jwt);
+    swap("ts3");
+    session.wake();
+    let second = session.renew_after_rejection(first.generation).await.unwrap();
+    assert_eq!((second.generation, reads(&endpoint, &second).await), (2, 200));
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ pub(super) fn classify(purpose: Purpose, reply: &BaoReply) -> Error {
         403 if errors.iter().any(|error| error.starts_with("1 error occurred")) => {
             of(Class::TokenRejected, "the policy does not allow it")
         }
-        403 => of(Class::TokenRejected, "the token is refused"),
+        401 | 403 => of(Class::TokenRejected, "the token is refused"),
         404 if says("namespace not found") => of(Class::NamespaceMissing, "the namespace does not exist"),
         404 if says("no handler for route") => of(Class::MountMissing, "nothing is mounted there"),
         404 if errors.is_empty() && purpose == Purpose::Metadata => of(Class::KeyMissing, "the key does not exist"),
