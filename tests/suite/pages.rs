@@ -30,9 +30,14 @@ const ALERTS: &[(&str, &str, &str)] = &[
         "Something is wrong and still tolerated: the time that `health.tolerance` gives is running.",
     ),
     (
-        "BaoKmsProbeOld",
+        "BaoKmsSocketGone",
+        "bao_kms_socket_ready == 0",
+        "The socket cannot be had, so that kube-apiserver has nobody to ask. `/readyz` says why; it is tried again every five seconds.",
+    ),
+    (
+        "BaoKmsLooksOld",
         "bao_kms_last_success_age_seconds > 600",
-        "The whole path has not been proved for ten minutes, though a deep probe is due every five.",
+        "No look at the path has succeeded for ten minutes, though the key is read every half minute and a seed is sealed and opened every five.",
     ),
     (
         "BaoKmsKeyIdsDiffer",
