@@ -13,6 +13,8 @@ mod suite {
     mod door;
     #[cfg(feature = "dev")]
     mod faults;
+    #[cfg(feature = "dev")]
+    mod flood;
     mod generated;
     #[cfg(feature = "dev")]
     mod handover;
