@@ -6,6 +6,7 @@ mod suite {
     mod authority;
     #[cfg(feature = "dev")]
     mod bao;
+    mod claims;
     mod config;
     #[cfg(feature = "dev")]
     mod contract;
@@ -27,6 +28,8 @@ mod suite {
     mod pipe;
     mod probe;
     mod puppet;
+    #[cfg(feature = "dev")]
+    mod recovery;
     #[cfg(feature = "dev")]
     mod serve;
     #[cfg(feature = "dev")]
