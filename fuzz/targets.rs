@@ -12,12 +12,14 @@ use std::time::Duration;
 use bao_kms_provider::auth::Method;
 use bao_kms_provider::auth::jwt::Jwt;
 use bao_kms_provider::backend::transit::Transit;
-use bao_kms_provider::error::Error;
+use bao_kms_provider::error::{Class, Error};
 use bao_kms_provider::front::v2::{DecryptRequest, EncryptRequest};
 use bao_kms_provider::front::{self, AllowPeers, Door, Source};
 use bao_kms_provider::key::config::{HealthPolicy, Rotation};
 use bao_kms_provider::key::{Identity, KeyState, Metadata, View, check, identity, refresh};
-use bao_kms_provider::request::{BaoCall, BaoReply, BaoService, Context, KmsService, Operation, Request, secret};
+use bao_kms_provider::request::{
+    BaoCall, BaoReply, BaoService, Context, KmsService, Operation, Request, Response, secret,
+};
 use bao_kms_provider::telemetry::metrics::PipelineMetrics;
 use bao_kms_provider::{config, layers};
 use prost::Message;
@@ -25,6 +27,9 @@ use tower::{Service, ServiceExt};
 
 /// What is done with one input.
 pub type Target = fn(&[u8]);
+
+/// The name of the threads that serve the door of [`socket`].
+pub const DOOR_THREAD: &str = "hostile-socket";
 
 /// Every kind by the name of its corpus folder.
 pub const TARGETS: [(&str, Target); 6] = [
@@ -51,7 +56,9 @@ pub fn message(data: &[u8]) {
         }
     };
     let answer = b"{\"data\":{\"ciphertext\":\"vault:v1:AAAA\",\"key_version\":1,\"plaintext\":\"AAAA\"}}";
-    call(stack(200, answer), operation);
+    let answer = call(stack(200, answer, PipelineMetrics::new()), operation);
+    let defect = answer.is_err_and(|error| error.class() == Class::Internal);
+    assert!(!defect, "what a caller may send is no defect of ours");
 }
 
 /// What stands beside a ciphertext in etcd: lines of key_id, ciphertext, then annotations as `key=value`.
@@ -76,10 +83,12 @@ pub fn stored(data: &[u8]) {
 pub fn reply(data: &[u8]) {
     let [high, low, body @ ..] = data else { return };
     let status = u16::from_be_bytes([*high, *low]);
-    call(stack(status, body), Operation::Encrypt { plaintext: secret(vec![7; 32]) });
+    let stack = || stack(status, body, PipelineMetrics::new());
+    // Answers that say that our request is wrong are a defect of ours, so that any class will do.
+    let _ = call(stack(), Operation::Encrypt { plaintext: secret(vec![7; 32]) });
     let active = key().peek().expect("a view").active().clone();
-    call(
-        stack(status, body),
+    let _ = call(
+        stack(),
         Operation::Decrypt {
             ciphertext: b"vault:v1:AAAA"[..].into(),
             key_id: active.key_id.to_string(),
@@ -106,7 +115,7 @@ pub fn jwt(data: &[u8]) {
 /// What somebody writes into the socket behind the HTTP/2 preface, if the first byte is even, or instead of it.
 pub fn socket(data: &[u8]) {
     let Some((first, rest)) = data.split_first() else { return };
-    let mut stream = UnixStream::connect(door()).expect("the door is open");
+    let mut stream = UnixStream::connect(&door().path).expect("the door is open");
     stream.set_read_timeout(Some(Duration::from_millis(20))).expect("a time-out");
     let preface: &[u8] = if first % 2 == 0 { b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0" } else { b"" };
     // It may close the connection at any moment.
@@ -142,7 +151,7 @@ fn key() -> Arc<KeyState> {
 }
 
 /// The whole stack around a Transit that always answers this.
-fn stack(status: u16, body: &[u8]) -> KmsService {
+fn stack(status: u16, body: &[u8], metrics: Arc<PipelineMetrics>) -> KmsService {
     let body: bytes::Bytes = body.to_vec().into();
     let bao = BaoService::new(tower::service_fn(move |_: BaoCall| {
         let body = body.clone();
@@ -151,22 +160,30 @@ fn stack(status: u16, body: &[u8]) -> KmsService {
     }));
     let config = serde_json::json!({ "endpoints": ["https://127.0.0.1"], "mount": "transit", "key": "k" });
     let transit = Transit::new(&serde_json::from_value(config).expect("a section"), bao);
-    layers::stack(&layers::Config::default(), key(), transit, PipelineMetrics::new())
+    layers::stack(&layers::Config::default(), key(), transit, metrics)
 }
 
-fn call(mut stack: KmsService, operation: Operation) {
+fn call(mut stack: KmsService, operation: Operation) -> Result<Response, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     runtime.expect("a runtime").block_on(async {
         let context = Context { patience: Some(Duration::from_secs(3)), ..Context::new("u") };
         let stack = stack.ready().await.expect("ready");
         let answer = tokio::time::timeout(Duration::from_secs(10), stack.call(Request { operation, context })).await;
-        assert!(answer.is_ok(), "longer than the caller waits");
-    });
+        answer.expect("longer than the caller waits")
+    })
 }
 
 /// A door that is served for as long as the process lives.
-fn door() -> PathBuf {
-    static DOOR: OnceLock<PathBuf> = OnceLock::new();
+pub struct Open {
+    /// Its socket.
+    pub path: PathBuf,
+    /// What it and the stack behind it have counted.
+    pub metrics: Arc<PipelineMetrics>,
+}
+
+/// The door of [`socket`]. Its threads are named, so that a panic in one of its tasks is known for what it is.
+pub fn door() -> &'static Open {
+    static DOOR: OnceLock<Open> = OnceLock::new();
     let open = || {
         let folder = std::env::temp_dir().join(format!("bao-kms-fuzz-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
@@ -174,15 +191,18 @@ fn door() -> PathBuf {
         let path = folder.join("kms.sock");
         let config = serde_json::from_value(serde_json::json!({ "path": path })).expect("a section");
         let (opened, ready) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let metrics = PipelineMetrics::new();
+        let counted = metrics.clone();
+        let serve = move || {
+            let mut runtime = tokio::runtime::Builder::new_multi_thread();
+            let runtime = runtime.worker_threads(1).thread_name(DOOR_THREAD).enable_all().build();
             runtime.expect("a runtime").block_on(async {
                 let socket = front::acquire(&config, Source::Bind).expect("a socket");
                 let door = Door {
                     pipeline: "fuzz".into(),
                     key: key(),
-                    kms: stack(200, b"{}"),
-                    metrics: PipelineMetrics::new(),
+                    kms: stack(200, b"{}", counted.clone()),
+                    metrics: counted,
                     allow_peers: AllowPeers::default(),
                     escaped_authority: true,
                     max_calls: 64,
@@ -190,11 +210,12 @@ fn door() -> PathBuf {
                 opened.send(()).expect("somebody waits");
                 front::serve(socket, door, std::future::pending()).await;
             });
-        });
+        };
+        std::thread::Builder::new().name(DOOR_THREAD.to_owned()).spawn(serve).expect("a thread");
         ready.recv().expect("the door opens");
-        path
+        Open { path, metrics }
     };
-    DOOR.get_or_init(open).clone()
+    DOOR.get_or_init(open)
 }
 
 /// A file that is there for one run.

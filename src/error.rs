@@ -119,7 +119,7 @@ classes! {
     RateLimited "rate_limited" OpenBao Counted Absence
         "OpenBao limits our rate." "Raise the rate limit quota for this mount or lower layers.admit.maxInFlight."
     ServerError "server_error" OpenBao Counted Absence
-        "OpenBao answered with an internal error." "Look at OpenBao's log under the request id that ours names."
+        "OpenBao answered with an internal error." "Look at OpenBao's log at the time of ours."
     BadReply "bad_reply" OpenBao Counted Absence
         "The answer is not one that OpenBao gives." "Check that the endpoint is OpenBao and not a proxy or another service."
     StaleNode "stale_node" OpenBao Counted None

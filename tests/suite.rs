@@ -6,6 +6,7 @@ mod suite {
     mod authority;
     #[cfg(feature = "dev")]
     mod bao;
+    mod claims;
     mod config;
     #[cfg(feature = "dev")]
     mod contract;
@@ -13,6 +14,8 @@ mod suite {
     mod door;
     #[cfg(feature = "dev")]
     mod faults;
+    #[cfg(feature = "dev")]
+    mod flood;
     mod generated;
     #[cfg(feature = "dev")]
     mod handover;
@@ -27,6 +30,8 @@ mod suite {
     mod pipe;
     mod probe;
     mod puppet;
+    #[cfg(feature = "dev")]
+    mod recovery;
     #[cfg(feature = "dev")]
     mod serve;
     #[cfg(feature = "dev")]

@@ -49,9 +49,13 @@ fn moment(registry: &mut Registry, pipeline: &Observed) {
     age.set(health.last_success.map_or(f64::NAN, |at| now.saturating_duration_since(at).as_secs_f64()));
     registry.register(
         "last_success_age_seconds",
-        "Seconds since the whole path last worked; NaN before the first time.",
+        "Seconds since a look at the path last succeeded: the key was read, and a seed sealed and opened when that was due; \
+         NaN before the first time.",
         age,
     );
+    let socket = Gauge::<i64>::default();
+    socket.set((pipeline.socket)().is_ok().into());
+    registry.register("socket_ready", "1 while the socket accepts connections; 0: `/readyz` says why not.", socket);
 
     let status = Family::<Labels, Gauge>::default();
     let view = pipeline.key.peek();

@@ -98,6 +98,17 @@ fn the_service_may_write_where_the_program_writes_and_nowhere_else() {
     }
 }
 
+/// systemd removes a `RuntimeDirectory=` when the service stops and makes another at its start: an API server in a container
+/// that has mounted the first one would look into an empty directory for ever.
+#[test]
+fn the_directory_of_the_socket_outlives_the_service() {
+    let unit = service();
+    let made = unit.keys().filter(|(_, key)| key.starts_with("RuntimeDirectory"));
+    assert_eq!(made.collect::<Vec<_>>(), Vec::<&(String, String)>::new(), "tmpfiles.d makes it, once");
+    let temporary = unit.keys().filter(|(_, key)| ["TemporaryFileSystem", "BindPaths"].contains(&key.as_str()));
+    assert_eq!(temporary.count(), 0, "nothing of the service's own lies over {RUN}");
+}
+
 #[test]
 fn the_socket_unit_is_the_documented_socket_of_the_documented_pipeline() {
     let unit = unit("deploy/systemd/bao-kms-provider.socket");

@@ -152,7 +152,14 @@ async fn what_is_no_message_of_ours_is_refused_and_the_next_call_works() {
     let crooked = raw::request(raw::Text { one: b"seed".to_vec(), two: vec![0xff, 0xfe] });
     let status = raw::call(&house, "/v2.KeyManagementService/Encrypt", crooked).await.expect_err("no UTF-8");
     assert_eq!(status.code(), Code::Internal);
-    for method in ["/v2.KeyManagementService/Rewrap", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"] {
+    // KMS v1 knows no key_id and no associated data, and nobody needs to be told what there is to call.
+    for method in [
+        "/v2.KeyManagementService/Rewrap",
+        "/v1beta1.KeyManagementService/Version",
+        "/v1beta1.KeyManagementService/Decrypt",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ] {
         let status = raw::call(&house, method, raw::request(raw::Text::default())).await.expect_err("unknown");
         assert_eq!(status.code(), Code::Unimplemented, "{method}");
     }

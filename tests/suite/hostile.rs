@@ -1,18 +1,52 @@
-//! Hostile input, replayed: every seed of the fuzz corpus, whole, cut short, and with single bytes changed.
+//! Hostile input, replayed: every seed of the fuzz corpus, whole, cut short, and with single bytes changed. A panic fails
+//! the replay wherever it happens, also in a task whose caller only sees an error.
 
+use std::panic;
 use std::path::Path;
+use std::sync::{Mutex, Once, PoisonError};
 use std::time::Duration;
 
-use bao_kms_provider::error::Error;
+use bao_kms_provider::error::{Class, Error};
+use bao_kms_provider::front::client::Client;
 use bao_kms_provider::request::{Request, Response};
 
-use super::puppet::{House, healthy, reverse};
+use super::puppet::{House, PATIENCE, healthy, reverse};
 
 #[path = "../../fuzz/targets.rs"]
 mod targets;
 
 /// How many variants of each seed; more of them is what fuzzing is for.
 const VARIANTS: usize = 8;
+
+/// Threads whose panics are kept bear a name that begins so; other tests of this process panic on purpose.
+const OURS: &str = "hostile-";
+
+/// Thread and words of each panic of ours.
+static PANICS: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+
+/// From now on panics are kept. The door answers one with an error and tokio keeps one to itself, but both only after the
+/// hook has seen it.
+fn watch() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            let thread = std::thread::current();
+            if let Some(name) = thread.name().filter(|name| name.starts_with(OURS)) {
+                let mut panics = PANICS.lock().unwrap_or_else(PoisonError::into_inner);
+                panics.push((name.to_owned(), info.to_string()));
+            }
+            before(info);
+        }));
+    });
+}
+
+/// The panics of one kind so far.
+fn panics(name: &str) -> Vec<String> {
+    let panics = PANICS.lock().unwrap_or_else(PoisonError::into_inner);
+    let of = panics.iter().filter(|(thread, _)| thread.strip_prefix(OURS) == Some(name));
+    of.map(|(_, words)| words.clone()).collect()
+}
 
 fn seeds(name: &str) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
@@ -33,11 +67,12 @@ fn variant(seed: &[u8], number: usize) -> Vec<u8> {
 
 /// Runs everything of one kind on a thread of its own, so that what hangs is a failure too.
 fn replay(name: &'static str) {
+    watch();
     let target = targets::TARGETS.iter().find(|(known, _)| *known == name).expect("a target").1;
     let seeds = seeds(name);
     assert!(seeds.len() >= 10, "{name} has hardly a seed");
     let (done, finished) = std::sync::mpsc::channel();
-    let thread = std::thread::spawn(move || {
+    let run = move || {
         for seed in &seeds {
             target(seed);
             for number in 0..VARIANTS {
@@ -45,11 +80,13 @@ fn replay(name: &'static str) {
             }
         }
         let _ = done.send(());
-    });
+    };
+    let thread = std::thread::Builder::new().name(format!("{OURS}{name}")).spawn(run).expect("a thread");
     if finished.recv_timeout(Duration::from_secs(240)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
         panic!("{name}: something never ended");
     }
-    thread.join().unwrap_or_else(|_| panic!("{name}: a panic"));
+    thread.join().unwrap_or_else(|_| panic!("{name}: {:?}", panics(name)));
+    assert_eq!(panics(name), Vec::<String>::new(), "{name}: a task panicked and nobody was told");
 }
 
 #[test]
@@ -77,9 +114,33 @@ fn jwt_files() {
     replay("jwt");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_on_the_socket() {
+    tokio::task::spawn_blocking(|| replay("socket")).await.expect("replayed");
+    let door = targets::door();
+    let client = Client::connect(&door.path).await.expect("a connection").with_timeout(PATIENCE);
+    assert_eq!(client.status().await.expect("the door still answers").healthz, "ok");
+    // What came last may have been under way when the replay ended.
+    assert_eq!(panics("socket"), Vec::<String>::new());
+    let defects: Vec<_> =
+        door.metrics.failures().into_iter().filter(|(_, class, _)| *class == Class::Internal).collect();
+    assert_eq!(defects, Vec::new(), "garbage that is a call all the same is no defect of ours");
+}
+
+/// What the checks above rest on: the panic of a task that nobody waits for is seen.
 #[test]
-fn garbage_on_the_socket() {
-    replay("socket");
+fn a_panic_that_nobody_is_told_of_fails_the_replay() {
+    watch();
+    let run = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(async {
+            drop(tokio::spawn(async { panic!("on purpose") }));
+            tokio::task::yield_now().await;
+        });
+    };
+    let thread = std::thread::Builder::new().name(format!("{OURS}purpose")).spawn(run).expect("a thread");
+    thread.join().expect("the thread itself ends well");
+    assert_eq!(panics("purpose").len(), 1);
 }
 
 #[test]

@@ -22,6 +22,13 @@ const CRATES: [(&str, &[&str]); 4] = [
     ("axum", &["host"]),
 ];
 
+/// Each may be named by the function that composes them and by no other.
+const LAYERS: [&str; 10] =
+    ["trace", "limits", "deadline", "aad", "coalesce", "retry", "batch", "admit", "token", "endpoint"];
+
+/// Words that mean a way to the API server: it waits for us when it starts, so that we must never wait for it.
+const API_SERVER: [&str; 4] = ["serviceaccount", "kubernetes_service", "k8s_openapi", "kubeconfig"];
+
 /// The longest a file may be without its tests.
 const LONGEST: usize = 400;
 
@@ -86,14 +93,16 @@ fn rooms_import_what_they_may() {
 
 #[test]
 fn only_token_knows_auth_and_no_layer_knows_another() {
-    let layers = ["trace", "limits", "deadline", "aad", "coalesce", "retry", "admit", "token", "endpoint"];
+    for plugin in bao_kms_provider::layers::TABLE {
+        assert!(LAYERS.contains(&plugin.name), "{} is a layer that the rule below does not look for", plugin.name);
+    }
     for (path, code) in room("layers") {
         let own = path.file_stem().expect("a name").to_string_lossy().into_owned();
         let composes = own == "mod" && path.parent().is_some_and(|folder| folder.ends_with("layers"));
         if own != "token" && !composes {
             assert!(!imports(&code).iter().any(|word| word == "auth"), "{} names auth", path.display());
         }
-        for other in layers.iter().filter(|other| **other != own && !composes) {
+        for other in LAYERS.iter().filter(|other| **other != own && !composes) {
             for path_of_other in [format!("super::{other}::"), format!("layers::{other}::")] {
                 let inside = path.parent().is_some_and(|folder| folder.ends_with(other));
                 assert!(inside || !code.contains(&path_of_other), "{} names the layer {other}", path.display());
@@ -123,13 +132,38 @@ fn crates_stay_in_their_rooms() {
 }
 
 #[test]
-fn files_have_one_idea_each() {
+fn nothing_asks_the_api_server_that_waits_for_us() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // The lock file, so that no dependency brings one along either.
+    let lock = std::fs::read_to_string(root.join("Cargo.lock")).expect("the lock file");
+    let names: Vec<_> = lock.lines().filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"')).collect();
+    assert!(names.contains(&"tonic"), "the lock file is read");
+    for name in names {
+        let asks = name == "kube" || name.starts_with("kube-") || name.starts_with("k8s-");
+        assert!(!asks, "{name} is a client of the API server");
+    }
     let mut files = Vec::new();
-    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    sources(&root.join("src"), &mut files);
+    for path in files {
+        let text = std::fs::read_to_string(&path).expect("a source").to_lowercase();
+        for word in API_SERVER {
+            assert!(!text.contains(word), "{} speaks of {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn files_have_one_idea_each() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for folder in ["src", "tests", "fuzz", "benches"] {
+        sources(&root.join(folder), &mut files);
+    }
     for path in files.iter().filter(|path| !path.ends_with("v2.rs")) {
         let text = std::fs::read_to_string(path).expect("a source");
         let lines = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default().lines().count();
         assert!(lines <= LONGEST, "{} has {lines} lines", path.display());
-        assert!(text.starts_with("//!"), "{} does not say what it promises", path.display());
+        let target = path.parent().is_some_and(|folder| folder.ends_with("fuzz_targets"));
+        assert!(target || text.starts_with("//!"), "{} does not say what it promises", path.display());
     }
 }
