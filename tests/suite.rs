@@ -19,6 +19,7 @@ mod suite {
     mod hostile;
     mod house;
     mod inherit;
+    mod owners;
     mod pages;
     mod peers;
     #[cfg(feature = "dev")]
@@ -26,14 +27,20 @@ mod suite {
     mod probe;
     mod puppet;
     #[cfg(feature = "dev")]
+    mod reload;
+    #[cfg(feature = "dev")]
     mod serve;
     #[cfg(feature = "dev")]
     mod session;
+    #[cfg(feature = "dev")]
+    mod sigkill;
     #[cfg(feature = "dev")]
     mod soak;
     mod socket;
     #[cfg(feature = "dev")]
     mod stub;
+    #[cfg(feature = "dev")]
+    mod succession;
     #[cfg(feature = "dev")]
     mod support;
     #[cfg(feature = "dev")]

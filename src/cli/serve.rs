@@ -7,7 +7,8 @@ use crate::host::run::Ending;
 use crate::{config, host, telemetry};
 
 pub(super) fn run(files: Vec<PathBuf>) -> Exit {
-    let config = match config::load(&files) {
+    let watch = host::Watch::new(files);
+    let config = match config::load(watch.trying()) {
         Ok(loaded) => loaded.config,
         Err(findings) => {
             eprintln!("{findings}");
@@ -29,7 +30,7 @@ pub(super) fn run(files: Vec<PathBuf>) -> Exit {
                 return Exit::Unexpected;
             }
         };
-        match host::serve(files, config, telemetry).await {
+        match host::serve(watch, config, telemetry).await {
             Ending::Signal | Ending::HandedOver => Exit::Ok,
             Ending::NotReady => {
                 eprintln!("this process takes no socket over; the one before goes on serving");
