@@ -136,7 +136,7 @@ impl PluginHost {
         for pipeline in self.pipelines {
             self.leaving.spawn(pipeline.stop());
         }
-        self.leaving.join_all().await;
+        while self.leaving.join_next().await.is_some() {}
     }
 
     fn observe(&self) {
