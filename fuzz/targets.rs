@@ -14,7 +14,7 @@ use bao_kms_provider::auth::jwt::Jwt;
 use bao_kms_provider::backend::transit::Transit;
 use bao_kms_provider::error::{Class, Error};
 use bao_kms_provider::front::v2::{DecryptRequest, EncryptRequest};
-use bao_kms_provider::front::{self, AllowPeers, Door, Source};
+use bao_kms_provider::front::{self, Door, Rules, Source};
 use bao_kms_provider::key::config::{HealthPolicy, Rotation};
 use bao_kms_provider::key::{Identity, KeyState, Metadata, View, check, identity, refresh};
 use bao_kms_provider::request::{
@@ -203,12 +203,11 @@ pub fn door() -> &'static Open {
                     key: key(),
                     kms: stack(200, b"{}", counted.clone()),
                     metrics: counted,
-                    allow_peers: AllowPeers::default(),
-                    escaped_authority: true,
-                    max_calls: 64,
+                    rules: tokio::sync::watch::channel(Rules::of(&config)).1,
+                    room: 64,
                 };
                 opened.send(()).expect("somebody waits");
-                front::serve(socket, door, std::future::pending()).await;
+                front::serve(socket, door, std::future::pending()).await.expect("served for ever");
             });
         };
         std::thread::Builder::new().name(DOOR_THREAD.to_owned()).spawn(serve).expect("a thread");

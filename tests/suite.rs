@@ -24,6 +24,7 @@ mod suite {
     mod inherit;
     #[cfg(feature = "dev")]
     mod logins;
+    mod owners;
     mod pages;
     mod peers;
     #[cfg(feature = "dev")]
@@ -33,14 +34,20 @@ mod suite {
     #[cfg(feature = "dev")]
     mod recovery;
     #[cfg(feature = "dev")]
+    mod reload;
+    #[cfg(feature = "dev")]
     mod serve;
     #[cfg(feature = "dev")]
     mod session;
+    #[cfg(feature = "dev")]
+    mod sigkill;
     #[cfg(feature = "dev")]
     mod soak;
     mod socket;
     #[cfg(feature = "dev")]
     mod stub;
+    #[cfg(feature = "dev")]
+    mod succession;
     #[cfg(feature = "dev")]
     mod support;
     #[cfg(feature = "dev")]

@@ -11,7 +11,8 @@ use crate::{config, host, telemetry};
 const LET_GO: Duration = Duration::from_secs(1);
 
 pub(super) fn run(files: Vec<PathBuf>) -> Exit {
-    let config = match config::load(&files) {
+    let watch = host::Watch::new(files);
+    let config = match config::load(watch.trying()) {
         Ok(loaded) => loaded.config,
         Err(findings) => {
             eprintln!("{findings}");
@@ -33,7 +34,7 @@ pub(super) fn run(files: Vec<PathBuf>) -> Exit {
                 return Exit::Unexpected;
             }
         };
-        match host::serve(files, config, telemetry).await {
+        match host::serve(watch, config, telemetry).await {
             Ending::Signal | Ending::HandedOver => Exit::Ok,
             Ending::NotReady => {
                 eprintln!("this process takes no socket over; the one before goes on serving");

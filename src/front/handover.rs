@@ -1,6 +1,7 @@
 //! Sockets that go from one process to the next without ever closing: the process before sends each listener and its
 //! lock over a pair of connected sockets, whose other end is the standard input of the process after it. The same pair
-//! carries "ready" one way and "go" the other, and each end notices at once when the other one dies.
+//! carries "ready" one way and "go" the other, and each end notices at once when the other one dies. Beside each socket goes
+//! what was seen of the key, so that the next process can neither move a key_id backwards nor miss a rollback.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -13,28 +14,33 @@ use rustix::net::{
 };
 use tokio::net::UnixStream;
 
-use super::{Socket, Source};
+use super::{Known, Socket, Source};
+use crate::key::Seen;
 
 /// Set for a process that takes over; its value is the format that the process before speaks.
 pub const VARIABLE: &str = "BAO_KMS_HAND_OVER";
 /// The format below. A process that does not know the other's leaves everything as it is.
-pub const FORMAT: &str = "1";
+pub const FORMAT: &str = "2";
 
-const HEALTHY: u8 = b'h';
-const TROUBLED: u8 = b't';
+const ANNOUNCING: u8 = b'a';
+const SILENT: u8 = b's';
 const END: u8 = b'.';
 const READY: u8 = b'r';
 const GO: u8 = b'g';
-/// Longer than any pipeline's name and a byte.
-const LONGEST: usize = 512;
+/// Longer than any message: a byte, four numbers, a fingerprint and a pipeline's name, a line each.
+const LONGEST: usize = 1024;
 
 /// One pipeline's socket on its way.
 #[derive(Debug)]
 pub struct Given {
     /// The pipeline's label.
     pub pipeline: String,
-    /// Whether Status says `ok` behind it: then it has to say so behind the next process, too.
-    pub healthy: bool,
+    /// Whether Status gives a key_id behind it: then it has to do so behind the next process, too.
+    pub announces: bool,
+    /// What was seen of its key, if anything was.
+    pub seen: Option<Seen>,
+    /// The fingerprint of what runs.
+    pub fingerprint: String,
     /// The listener and its lock.
     pub socket: Socket,
 }
@@ -52,8 +58,10 @@ pub struct Taker(UnixStream);
 pub struct Taken {
     /// Sockets by the labels of their pipelines.
     pub sources: HashMap<String, Source>,
-    /// The labels of the pipelines that were healthy behind them.
-    pub healthy: HashSet<String>,
+    /// The labels of the pipelines behind which Status gave a key_id.
+    pub announcing: HashSet<String>,
+    /// What was seen of their keys.
+    pub known: HashMap<String, Known>,
 }
 
 // === impl Giver ===
@@ -66,9 +74,10 @@ impl Giver {
     pub fn give(sockets: &[Given]) -> io::Result<(Self, OwnedFd)> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        for Given { pipeline, healthy, socket } in sockets {
-            let mut text = vec![if *healthy { HEALTHY } else { TROUBLED }];
-            text.extend_from_slice(pipeline.as_bytes());
+        for Given { pipeline, announces, seen, fingerprint, socket } in sockets {
+            let seen = seen.map(|seen| seen.to_string()).unwrap_or_default();
+            let mut text = vec![if *announces { ANNOUNCING } else { SILENT }];
+            text.extend_from_slice(format!("{seen}\n{fingerprint}\n{pipeline}").as_bytes());
             let mut descriptors = vec![socket.listener.as_fd()];
             descriptors.extend(socket.lock.as_ref().map(AsFd::as_fd));
             send(ours.as_fd(), &text, &descriptors)?;
@@ -134,20 +143,27 @@ fn receive_all(channel: BorrowedFd<'_>) -> io::Result<Taken> {
     loop {
         let (text, descriptors) = receive(channel)?;
         let mut descriptors = descriptors.into_iter();
-        let (kind, name) = text.split_first().ok_or_else(|| io::Error::other("the process before has ended"))?;
+        let (kind, text) = text.split_first().ok_or_else(|| io::Error::other("the process before has ended"))?;
         if *kind == END {
             return Ok(taken);
         }
-        let name = String::from_utf8_lossy(name).into_owned();
+        let text = String::from_utf8_lossy(text);
+        let mut lines = text.splitn(3, '\n');
+        let (Some(seen), Some(fingerprint), Some(name)) = (lines.next(), lines.next(), lines.next()) else {
+            return Err(io::Error::other("the process before sent something else than a pipeline"));
+        };
         let source = match (descriptors.next(), descriptors.next()) {
             (Some(socket), Some(lock)) => Source::HandedOver { socket, lock },
             (Some(socket), None) => Source::Inherited(socket),
             (None, _) => return Err(io::Error::other(format!("no socket came for pipeline {name}"))),
         };
-        if *kind == HEALTHY {
-            taken.healthy.insert(name.clone());
+        if *kind == ANNOUNCING {
+            taken.announcing.insert(name.to_owned());
         }
-        taken.sources.insert(name, source);
+        if let Some(seen) = Seen::parse(seen) {
+            taken.known.insert(name.to_owned(), Known { seen, fingerprint: fingerprint.to_owned() });
+        }
+        taken.sources.insert(name.to_owned(), source);
     }
 }
 
@@ -202,9 +218,12 @@ mod tests {
     #[tokio::test]
     async fn sockets_and_locks_arrive_under_their_names() {
         let folder = tempfile::tempdir().expect("a folder");
+        let seen = Seen { active: (9, 900), latest: (10, 1_000) };
         let given = |name: &str, lock: bool| Given {
             pipeline: name.to_owned(),
-            healthy: lock,
+            announces: lock,
+            seen: lock.then_some(seen),
+            fingerprint: "obf1.x.y".to_owned(),
             socket: Socket {
                 listener: UnixListener::bind(folder.path().join(name)).expect("a socket"),
                 lock: lock.then(|| tempfile::tempfile().expect("a file")),
@@ -212,10 +231,11 @@ mod tests {
         };
         let sockets = [given("with-a-lock", true), given("without", false)];
         let (giver, theirs) = Giver::give(&sockets).expect("sent");
-        let Taken { sources, healthy } = receive_all(theirs.as_fd()).expect("received");
+        let Taken { sources, announcing, known } = receive_all(theirs.as_fd()).expect("received");
         assert!(matches!(sources["with-a-lock"], Source::HandedOver { .. }));
         assert!(matches!(sources["without"], Source::Inherited(_)));
-        assert_eq!(healthy.into_iter().collect::<Vec<_>>(), ["with-a-lock"]);
+        assert_eq!(announcing.into_iter().collect::<Vec<_>>(), ["with-a-lock"]);
+        assert_eq!(known, HashMap::from([("with-a-lock".into(), Known { seen, fingerprint: "obf1.x.y".into() })]));
         let taker = Taker(stream(theirs).expect("a channel"));
         let taking = tokio::spawn(taker.ready());
         assert!(giver.ready().await);
@@ -239,8 +259,10 @@ mod tests {
     #[tokio::test]
     async fn half_a_message_is_an_error() {
         let (giver, theirs) = Giver::give(&[]).expect("sent");
-        send(giver.0.as_fd(), b"hname", &[]).expect("sent");
-        receive_all(theirs.as_fd()).expect("the end came first");
-        receive_all(theirs.as_fd()).expect_err("a pipeline without a socket");
+        receive_all(theirs.as_fd()).expect("nothing but the end");
+        for text in [&b"a1 1 1 1\nobf1\nname"[..], b"aname"] {
+            send(giver.0.as_fd(), text, &[]).expect("sent");
+            receive_all(theirs.as_fd()).expect_err("a pipeline without a socket, and half of one");
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! Sockets that somebody opened before us: the service manager, or the process whose place we take. Handed out by name.
+//! Sockets that somebody opened before us, handed out by name: the service manager, or the process whose place we take.
+//! The latter also says what it has seen of each key.
 
 use std::collections::HashMap;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -8,12 +9,31 @@ use std::sync::{Mutex, PoisonError};
 use tokio::sync::watch;
 
 use super::Source;
+use crate::key::Seen;
+use crate::telemetry::events;
 
-/// Inherited sockets that nobody has taken yet, and from when on doors may open.
+/// Inherited sockets, and from when on doors may open.
 #[derive(Debug)]
 pub struct Inherited {
-    sources: Mutex<HashMap<String, Source>>,
+    offers: Mutex<HashMap<String, Offer>>,
+    known: HashMap<String, Known>,
     opening: watch::Receiver<bool>,
+}
+
+/// A socket and whether a pipeline has asked for it.
+#[derive(Debug)]
+struct Offer {
+    source: Source,
+    claimed: bool,
+}
+
+/// What the process before us knew of a pipeline's key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Known {
+    /// What it had seen.
+    pub seen: Seen,
+    /// The fingerprint under which it ran: of another key it says nothing.
+    pub fingerprint: String,
 }
 
 // === impl Inherited ===
@@ -21,12 +41,13 @@ pub struct Inherited {
 impl Inherited {
     /// None.
     pub fn none() -> Self {
-        Self::of(HashMap::new(), watch::channel(true).1)
+        Self::of(HashMap::new(), HashMap::new(), watch::channel(true).1)
     }
 
     /// These, to be served when `opening` holds true.
-    pub fn of(sources: HashMap<String, Source>, opening: watch::Receiver<bool>) -> Self {
-        Self { sources: Mutex::new(sources), opening }
+    pub fn of(sources: HashMap<String, Source>, known: HashMap<String, Known>, opening: watch::Receiver<bool>) -> Self {
+        let offers = sources.into_iter().map(|(name, source)| (name, Offer { source, claimed: false })).collect();
+        Self { offers: Mutex::new(offers), known, opening }
     }
 
     /// Those of `LISTEN_FDS`, `LISTEN_FDNAMES` and `LISTEN_PID`, the first time; none from then on, because each has
@@ -36,25 +57,58 @@ impl Inherited {
         if TAKEN.swap(true, Ordering::SeqCst) {
             return Self::none();
         }
-        let named = match sd_notify::listen_fds_with_names() {
-            Ok(named) => named.map(|(fd, name)| (name, Source::Inherited(own(fd)))).collect(),
-            Err(error) => {
-                tracing::warn!(%error, "the service manager's sockets cannot be used");
-                HashMap::new()
+        let mut sources = HashMap::new();
+        match sd_notify::listen_fds_with_names() {
+            Ok(named) => {
+                for (fd, name) in named {
+                    let socket = own(fd);
+                    if sources.contains_key(&name) {
+                        let help = "give each its own FileDescriptorName=: the name of its pipeline";
+                        tracing::warn!(
+                            event = events::SOCKET_REFUSED,
+                            help,
+                            "the service manager passes two sockets of the name {name:?}; the second one is not used"
+                        );
+                        continue;
+                    }
+                    sources.insert(name, Source::Inherited(socket));
+                }
             }
-        };
-        Self::of(named, watch::channel(true).1)
+            Err(error) => tracing::warn!(%error, "the service manager's sockets cannot be used"),
+        }
+        Self::of(sources, HashMap::new(), watch::channel(true).1)
     }
 
-    /// The socket that was opened under this pipeline's name, or the word to bind one.
+    /// The socket that was opened under this pipeline's name, or the word to bind one. The service manager's is kept as
+    /// well: nobody but it can bind that path again, and a reload may come back to it.
     pub fn take(&self, pipeline: &str) -> Source {
-        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        sources.remove(pipeline).unwrap_or(Source::Bind)
+        let mut offers = self.offers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Offer { source: Source::Inherited(socket), claimed }) = offers.get_mut(pipeline)
+            && let Ok(copy) = socket.try_clone()
+        {
+            *claimed = true;
+            return Source::Inherited(copy);
+        }
+        offers.remove(pipeline).map_or(Source::Bind, |offer| offer.source)
+    }
+
+    /// The names of those that nobody has asked for.
+    pub fn unclaimed(&self) -> Vec<String> {
+        let offers = self.offers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names: Vec<String> =
+            offers.iter().filter(|(_, offer)| !offer.claimed).map(|(name, _)| name.clone()).collect();
+        names.sort();
+        names
     }
 
     /// Lets go of those that nobody took, so that callers meet a closed door instead of one that nobody will open.
-    pub fn forget(&self) {
-        self.sources.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    pub fn forget_unclaimed(&self) {
+        self.offers.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, offer| offer.claimed);
+    }
+
+    /// What the process before us knew of this pipeline's key.
+    pub fn known(&self, pipeline: &str) -> Option<&Known> {
+        self.known.get(pipeline)
     }
 
     /// Holds true from when on doors may open.

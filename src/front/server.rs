@@ -8,18 +8,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
-use super::authority::Repair;
 use super::connection::Connection;
+use super::quiet::Quiet;
 use super::service::Kms;
 use super::v2::key_management_service_server::KeyManagementServiceServer;
-use super::{AllowPeers, Socket, peers};
+use super::{Rules, Socket, peers};
 use crate::key::KeyState;
 use crate::request::KmsService;
 use crate::telemetry::events;
@@ -29,7 +28,10 @@ use crate::telemetry::metrics::PipelineMetrics;
 const MAX_CONNECTIONS: usize = 16;
 /// No KMS v2 message is larger: 32 KiB of annotations and a ciphertext.
 const MAX_MESSAGE: usize = 64 * 1024;
-/// Streams beyond `limits.maxCalls`, for Status and for calls that are being refused.
+/// A connection has room for so many calls at least, because the room is fixed when it is made, and a reload may raise
+/// `limits.maxCalls` later.
+const LEAST_ROOM: usize = 8192;
+/// Streams beyond the room for calls, for Status and for calls that are being refused.
 const SPARE_STREAMS: usize = 64;
 /// So many small frames of waiting calls must not exhaust the connection's window.
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
@@ -37,6 +39,7 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// What stands behind a socket.
+#[derive(Clone)]
 pub struct Door {
     /// The pipeline's label.
     pub pipeline: Arc<str>,
@@ -46,53 +49,59 @@ pub struct Door {
     pub kms: KmsService,
     /// Instruments.
     pub metrics: Arc<PipelineMetrics>,
-    /// Who may connect.
-    pub allow_peers: AllowPeers,
-    /// `socket.escapedAuthority`.
-    pub escaped_authority: bool,
-    /// `limits.maxCalls`.
-    pub max_calls: usize,
+    /// What it asks of its callers.
+    pub rules: watch::Receiver<Rules>,
+    /// How many calls one connection has room for; [`room`] makes it of `limits.maxCalls`.
+    pub room: usize,
 }
 
-/// Serves until `shutdown` resolves and calls in flight have ended. The socket file stays.
-pub async fn serve(socket: Socket, door: Door, shutdown: impl Future<Output = ()>) {
+/// The room for calls that a connection is given under this `limits.maxCalls`.
+pub fn room(max_calls: usize) -> usize {
+    max_calls.max(LEAST_ROOM)
+}
+
+/// Serves until `shutdown` resolves and calls in flight have ended. The socket file stays; listener and lock are let go as
+/// soon as the door closes, so that nobody has to wait for its last call.
+///
+/// # Errors
+/// When the socket cannot be served, or no longer.
+pub async fn serve(socket: Socket, door: Door, shutdown: impl Future<Output = ()>) -> io::Result<()> {
     let Socket { listener, lock } = socket;
-    let listener = match UnixListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::error!(
-                event = events::SOCKET_REFUSED,
-                pipeline = &*door.pipeline,
-                "the socket cannot be served: {error}"
-            );
-            return;
-        }
-    };
-    let Door { pipeline, key, kms, metrics, allow_peers, escaped_authority, max_calls } = door;
+    let listener = UnixListener::from_std(listener)?;
+    let Door { pipeline, key, kms, metrics, rules, room } = door;
     let (accepted, incoming) = mpsc::channel(1);
     let gate = Gate {
         pipeline: pipeline.clone(),
         metrics: metrics.clone(),
-        allow_peers,
-        escaped_authority,
+        rules,
         open: Arc::default(),
-        told: None,
+        refusals: Quiet::default(),
+        failures: Quiet::default(),
     };
     let emptied = accepted.clone();
     let (close, closed) = oneshot::channel::<()>();
     // Ends with this future: a door that nobody serves any more must not take connections.
     let mut accepting = JoinSet::new();
-    accepting.spawn(gate.accept(listener, accepted, closed));
-    let service = KeyManagementServiceServer::new(Kms { pipeline: pipeline.clone(), key, kms, metrics })
-        .max_decoding_message_size(MAX_MESSAGE);
-    let streams = u32::try_from(max_calls.saturating_add(SPARE_STREAMS)).unwrap_or(u32::MAX);
+    accepting.spawn(async move {
+        gate.accept(listener, accepted, closed).await;
+        // After the listener: whoever has the lock may find the door closed.
+        drop(lock);
+    });
+    let service =
+        KeyManagementServiceServer::new(Kms { pipeline, key, kms, metrics }).max_decoding_message_size(MAX_MESSAGE);
+    let streams = u32::try_from(room.saturating_add(SPARE_STREAMS)).unwrap_or(u32::MAX);
+    let mut asked = false;
     let served = Server::builder()
         .max_concurrent_streams(streams)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .add_service(service)
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming).map(Ok::<_, io::Error>), async {
-            shutdown.await;
+            tokio::select! {
+                () = shutdown => asked = true,
+                // Only a defect ends it.
+                _ = accepting.join_next() => {}
+            }
             // From here on a connection attempt meets a closed door at once instead of waiting in the backlog; whoever
             // came in before is served, and told to go elsewhere with the next call.
             drop(close);
@@ -100,20 +109,18 @@ pub async fn serve(socket: Socket, door: Door, shutdown: impl Future<Output = ()
             let _ = emptied.reserve().await;
         })
         .await;
-    if let Err(error) = served {
-        tracing::error!(event = events::SOCKET_REFUSED, pipeline = &*pipeline, "serving the socket ended: {error}");
-    }
-    drop(lock);
+    served.map_err(io::Error::other)?;
+    if asked { Ok(()) } else { Err(io::Error::other("connections were accepted no longer")) }
 }
 
 /// Decides which connections come in.
 struct Gate {
     pipeline: Arc<str>,
     metrics: Arc<PipelineMetrics>,
-    allow_peers: AllowPeers,
-    escaped_authority: bool,
+    rules: watch::Receiver<Rules>,
     open: Arc<AtomicUsize>,
-    told: Option<Instant>,
+    refusals: Quiet,
+    failures: Quiet,
 }
 
 // === impl Gate ===
@@ -134,7 +141,14 @@ impl Gate {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // Out of descriptors or memory: others may give some back.
-                    tracing::warn!(pipeline = &*self.pipeline, "a connection cannot be accepted: {error}");
+                    if self.failures.tells() {
+                        let pipeline = &*self.pipeline;
+                        tracing::warn!(
+                            event = events::PEER_REFUSED,
+                            pipeline,
+                            "connections cannot be accepted for now: {error}"
+                        );
+                    }
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
@@ -148,26 +162,22 @@ impl Gate {
     }
 
     fn judge(&mut self, stream: UnixStream) -> Option<Connection> {
-        if !peers::allowed(&stream, &self.allow_peers) {
+        if !peers::allowed(&stream, &self.rules.borrow().allow_peers) {
             self.refuse("its user is in none of socket.allowPeers");
             return None;
         }
-        let open = self.open.fetch_add(1, Ordering::Relaxed) + 1;
-        let connection =
-            Connection::new(stream, Repair::new(self.escaped_authority), self.open.clone(), self.metrics.clone());
-        if open > MAX_CONNECTIONS {
+        // Nobody else adds to them.
+        if self.open.load(Ordering::Relaxed) >= MAX_CONNECTIONS {
             self.refuse("sixteen connections are open already");
             return None;
         }
-        self.metrics.set_connections(open);
-        Some(connection)
+        Some(Connection::new(stream, self.rules.clone(), self.open.clone(), self.metrics.clone()))
     }
 
     /// Counts always, tells once a minute.
     fn refuse(&mut self, why: &str) {
         self.metrics.peer_refused();
-        if self.told.is_none_or(|told| told.elapsed() >= Duration::from_secs(60)) {
-            self.told = Some(Instant::now());
+        if self.refusals.tells() {
             tracing::warn!(event = events::PEER_REFUSED, pipeline = &*self.pipeline, "a connection is refused: {why}");
         }
     }

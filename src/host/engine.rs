@@ -79,11 +79,11 @@ impl Engine {
         (Self { session, keeper: tokio::spawn(keeper.keep()) }, kms)
     }
 
-    /// Stops the keeper and gives the token back, within the second that the session allows itself.
-    pub async fn stop(self) {
+    /// Stops the keeper. The session goes on for the calls that are inside; whoever gets it closes it after them.
+    pub async fn retire(self) -> Arc<Session> {
         self.keeper.abort();
         // The next keeper needs the lock that this one holds until its task is gone.
         let _ = self.keeper.await;
-        self.session.close().await;
+        self.session
     }
 }

@@ -3,7 +3,7 @@
 //! serves, this one closes its doors, finishes its calls and ends. Whatever goes wrong before, this one goes on.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +32,15 @@ pub enum HandOverError {
     /// The container would end with us.
     #[error("this process is the first of its container, which would end with it; restart the container instead")]
     First,
+    /// Only we know that the key is not what it was.
+    #[error(
+        "pipeline {pipeline}: its key is older than what this process has seen of it (key_rolled_back), and nobody else would \
+         notice; restore the newest backup of the key, or restart the service if what was lost is accepted"
+    )]
+    RolledBack {
+        /// The pipeline's label.
+        pipeline: String,
+    },
     /// The new process could not be started.
     #[error("the new process cannot be started: {0}")]
     Start(#[from] std::io::Error),
@@ -53,8 +62,18 @@ pub struct Successor {
 /// The process whose place we take, and what has to be healthy before we do.
 pub struct Predecessor {
     taker: Taker,
-    healthy: HashSet<String>,
+    announcing: HashSet<String>,
     open: watch::Sender<bool>,
+}
+
+/// The path of the program's file, whatever is there by now. As it was called, when that is a whole path: a symlink may lead
+/// to another version after an upgrade, and the system would name what it led to.
+///
+/// # Errors
+/// When the system does not say either.
+pub fn program() -> std::io::Result<PathBuf> {
+    let called = std::env::args_os().next().map(PathBuf::from).filter(|path| path.is_absolute());
+    called.map_or_else(std::env::current_exe, Ok)
 }
 
 // === impl Successor ===
@@ -67,6 +86,9 @@ impl Successor {
         }
         let mut sockets = Vec::new();
         for pipeline in host.pipelines() {
+            if pipeline.key().seals_nothing().is_some() {
+                return Err(HandOverError::RolledBack { pipeline: pipeline.config().name.clone() });
+            }
             sockets.extend(pipeline.give()?);
         }
         let (giver, theirs) = Giver::give(&sockets)?;
@@ -113,11 +135,11 @@ impl Successor {
 impl Predecessor {
     /// The process before us and the sockets that it sent; none when this is an ordinary start.
     pub fn find() -> std::io::Result<Option<(Self, Inherited)>> {
-        let Some((taker, Taken { sources, healthy })) = Taker::receive()? else {
+        let Some((taker, Taken { sources, announcing, known })) = Taker::receive()? else {
             return Ok(None);
         };
         let (open, opening) = watch::channel(false);
-        Ok(Some((Self { taker, healthy, open }, Inherited::of(sources, opening))))
+        Ok(Some((Self { taker, announcing, open }, Inherited::of(sources, known, opening))))
     }
 
     /// Waits until the host can serve what the process before serves, then lets its doors open. False when it cannot.
@@ -141,9 +163,10 @@ impl Predecessor {
         able
     }
 
-    /// Whether every pipeline that was healthy is so here. One that our configuration does not know is none of ours.
+    /// Whether Status can give a key_id behind every pipeline where it gives one now: a view, and no trouble that is shown.
+    /// One that our configuration does not know is none of ours.
     fn may_leave(&self, outlook: &Outlook) -> bool {
         let now = Instant::now();
-        outlook.pipelines.load().iter().all(|one| one.healthy(now) || !self.healthy.contains(&*one.name))
+        outlook.pipelines.load().iter().all(|one| one.healthy(now) || !self.announcing.contains(&*one.name))
     }
 }

@@ -3,11 +3,13 @@
 
 pub mod admin;
 mod engine;
+mod entrance;
 mod handover;
 mod keeper;
 pub mod lock;
 mod memory;
 pub mod pipeline;
+mod reload;
 pub mod run;
 mod switch;
 mod systemd;
@@ -15,14 +17,17 @@ mod watch;
 
 use std::sync::Arc;
 
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::config::Config;
 use crate::front::Inherited;
+use crate::telemetry::events;
 use crate::telemetry::observed::Outlook;
 
-pub use pipeline::{Pipeline, PipelineError, SocketState, fingerprint};
+pub use entrance::SocketState;
+pub use pipeline::{Pipeline, PipelineError, fingerprint};
 pub use run::serve;
+pub use watch::Watch;
 
 /// Everything that runs.
 pub struct PluginHost {
@@ -30,6 +35,8 @@ pub struct PluginHost {
     outlook: Arc<Outlook>,
     inherited: Inherited,
     admin: Option<Admin>,
+    /// What was replaced or taken away and ends its last calls.
+    leaving: JoinSet<()>,
 }
 
 struct Admin {
@@ -42,8 +49,10 @@ struct Admin {
 impl PluginHost {
     /// Starts every pipeline of the configuration and the admin listener. Waits for nothing.
     pub fn start(config: Config, inherited: Inherited) -> Self {
-        let mut host = Self { pipelines: Vec::new(), outlook: Arc::default(), inherited, admin: None };
+        let outlook = Arc::default();
+        let mut host = Self { pipelines: Vec::new(), outlook, inherited, admin: None, leaving: JoinSet::new() };
         host.pipelines = config.pipelines.into_iter().map(|one| Pipeline::start(one, &host.inherited)).collect();
+        host.tell_unclaimed();
         host.observe();
         host.run_admin(config.admin);
         host
@@ -51,7 +60,20 @@ impl PluginHost {
 
     /// Lets go of sockets that were handed over for pipelines which this configuration does not have.
     pub fn forget_unclaimed(&self) {
-        self.inherited.forget();
+        self.inherited.forget_unclaimed();
+    }
+
+    fn tell_unclaimed(&self) {
+        let names = self.inherited.unclaimed();
+        if !names.is_empty() {
+            let help = "let FileDescriptorName= of the socket unit be the name of its pipeline, or remove the unit";
+            tracing::warn!(
+                event = events::SOCKET_REFUSED,
+                help,
+                "sockets came for pipelines that the configuration does not have: {}",
+                names.join(", ")
+            );
+        }
     }
 
     /// The pipelines that run.
@@ -60,36 +82,43 @@ impl PluginHost {
     }
 
     /// Takes over another configuration: all of it or, when a running pipeline's identity would change, nothing of it.
-    /// Pipelines that did not change are not touched; those whose socket section did not change keep their socket.
+    /// Pipelines that did not change are not touched. Nobody waits for calls in flight: what is replaced ends them beside
+    /// what replaces it.
+    ///
+    /// # Errors
+    /// When a running pipeline's identity would change.
     pub async fn reload(&mut self, next: Config) -> Result<(), PipelineError> {
         for new in &next.pipelines {
             if let Some(old) = self.pipelines.iter().find(|old| old.config().name == new.name) {
                 old.check_replacement(new)?;
             }
         }
+        while self.leaving.try_join_next().is_some() {}
         let mut old: Vec<Pipeline> = std::mem::take(&mut self.pipelines);
         for new in next.pipelines {
             let kept = old.iter().position(|old| old.config().name == new.name).map(|at| old.remove(at));
             let pipeline = match kept {
                 Some(same) if *same.config() == new => same,
-                Some(mut changed) if changed.keeps_socket(&new) => {
-                    changed.replace(new).await;
+                Some(mut changed) => {
+                    changed.replace(new, &self.inherited, &mut self.leaving).await;
                     changed
-                }
-                Some(moved) => {
-                    moved.stop().await;
-                    Pipeline::start(new, &self.inherited)
                 }
                 None => Pipeline::start(new, &self.inherited),
             };
             self.pipelines.push(pipeline);
         }
         for gone in old {
-            gone.stop().await;
+            self.leaving.spawn(gone.stop());
         }
         self.observe();
         self.run_admin(next.admin);
         Ok(())
+    }
+
+    /// Settings of pipelines that only a restart puts in force, as key paths.
+    pub fn needs_restart(&self) -> Vec<String> {
+        let named = |one: &Pipeline| one.needs_restart().map(|path| format!("pipelines.{}.{path}", one.config().name));
+        self.pipelines.iter().filter_map(named).collect()
     }
 
     /// What the admin listener and the minute's summary look at.
@@ -97,16 +126,17 @@ impl PluginHost {
         &self.outlook
     }
 
-    /// Closes all doors at once, lets calls in flight end, gives tokens back.
-    pub async fn stop(self) {
-        let mut stops = tokio::task::JoinSet::new();
-        for pipeline in self.pipelines {
-            stops.spawn(pipeline.stop());
-        }
-        stops.join_all().await;
+    /// Frees the admin port, closes all doors at once, lets calls in flight end, gives tokens back.
+    pub async fn stop(mut self) {
+        // First: a process that takes our place wants the port, and it must not hear of us any more.
         if let Some(admin) = self.admin {
             admin.task.abort();
+            let _ = admin.task.await;
         }
+        for pipeline in self.pipelines {
+            self.leaving.spawn(pipeline.stop());
+        }
+        while self.leaving.join_next().await.is_some() {}
     }
 
     fn observe(&self) {

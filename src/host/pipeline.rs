@@ -1,43 +1,31 @@
-//! One pipeline: a socket that is there before OpenBao is asked anything, a switch behind it, and the engine that the
-//! switch leads to. Its trouble is its own; no other pipeline waits for it.
+//! One pipeline: an entrance, a switch behind it, and the engine that the switch leads to. What is known of the key outlives
+//! each of them. Its trouble is its own; no other pipeline waits for it.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, watch};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::engine::{Engine, Surroundings};
-use super::switch::Switch;
+use super::entrance::{Entrance, SocketState};
+use super::switch::{Calls, Switch};
 use crate::config::Pipeline as Config;
-use crate::error::Class;
+use crate::error::{Bearing, Class};
 use crate::front::handover::Given;
-use crate::front::{self, Door, Inherited, Socket, SocketError, Source};
-use crate::key::{Finding, Identity, KeyState, Pins, refresh};
+use crate::front::{self, Door, Inherited, Rules};
+use crate::key::{Finding, Identity, KeyState, Outage, Pins, refresh};
 use crate::request::KmsService;
 use crate::telemetry::events;
 use crate::telemetry::metrics::PipelineMetrics;
 use crate::telemetry::observed::Observed;
 
-/// The pause before a refused socket is tried again; doubles up to [`LAST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-/// The longest pause between two tries to get a socket.
-const LAST_PAUSE: Duration = Duration::from_secs(5);
-/// How long calls in flight may take to end after the door has closed.
-const DRAIN: Duration = Duration::from_secs(10);
-
-/// Whether a pipeline has its socket.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum SocketState {
-    /// Not tried yet.
-    Pending,
-    /// It accepts connections.
-    Ready,
-    /// It could not be had; the sentence says why and what to do.
-    Refused(String),
-}
+/// What a call may need beyond `layers.deadline.max` until its answer has left.
+const PARTING: Duration = Duration::from_secs(1);
+/// The part of a fingerprint that does not say which key it is.
+const DELAY: &str = "rotation.activationDelay";
 
 /// A running pipeline.
 pub struct Pipeline {
@@ -45,15 +33,17 @@ pub struct Pipeline {
     identity: Arc<Identity>,
     around: Surroundings,
     switch: Switch,
-    engine: Option<Engine>,
-    socket: watch::Receiver<SocketState>,
-    close: watch::Sender<bool>,
-    door: JoinHandle<()>,
-    /// The socket under other descriptors while the door is open, for a process that takes our place.
-    spare: Spare,
+    running: Option<Running>,
+    rules: watch::Sender<Rules>,
+    door: Door,
+    entrance: Entrance,
 }
 
-type Spare = Arc<std::sync::Mutex<Option<Socket>>>;
+/// An engine and the calls that have gone into its stack.
+struct Running {
+    engine: Engine,
+    calls: Calls,
+}
 
 /// Why a pipeline cannot be built or replaced; for the operator, who meets it at a reload.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -87,32 +77,28 @@ impl Pipeline {
             requests: Arc::new(Mutex::new(requests)),
             findings: Arc::new(ArcSwap::from_pointee(Vec::new())),
         };
+        if let Some(known) = inherited.known(&config.name) {
+            // Of another key it says nothing.
+            let changed = pins(&config, &identity).differs_from(&known.fingerprint);
+            if changed.is_none_or(|changed| changed == [DELAY]) {
+                around.key.remember(known.seen);
+            }
+        }
         let switch = Switch::closed(Class::Starting);
-        let (state, socket) = watch::channel(SocketState::Pending);
-        let (close, closed) = watch::channel(false);
+        let (rules, receiver) = watch::channel(Rules::of(&config.socket));
         let door = Door {
             pipeline: around.pipeline.clone(),
             key: around.key.clone(),
             kms: KmsService::new(switch.clone()),
             metrics: around.metrics.clone(),
-            allow_peers: config.socket.allow_peers.clone(),
-            escaped_authority: config.socket.escaped_authority,
-            max_calls: config.layers.limits.max_calls,
+            rules: receiver,
+            room: front::room(config.layers.limits.max_calls),
         };
-        let spare = Spare::default();
-        let keeping = KeepDoor {
-            config: config.socket.clone(),
-            source: inherited.take(&config.name),
-            opening: inherited.opening(),
-            door,
-            state,
-            closed,
-            spare: spare.clone(),
-        };
-        // Before the door: callers may be waiting at an inherited one, and the first of them must meet the engine.
-        let engine = start_engine(&config, &identity, &around, &switch);
-        let door = tokio::spawn(keeping.run());
-        Self { config, identity, around, switch, engine, socket, close, door, spare }
+        // Before the entrance: callers may be waiting at an inherited one, and the first of them must meet the engine.
+        let running = start_engine(&config, &identity, &around, &switch);
+        let source = inherited.take(&config.name);
+        let entrance = Entrance::open(config.socket.clone(), source, inherited.opening(), door.clone());
+        Self { config, identity, around, switch, running, rules, door, entrance }
     }
 
     /// The configuration that runs.
@@ -137,7 +123,7 @@ impl Pipeline {
 
     /// Whether the socket is there.
     pub fn socket(&self) -> &watch::Receiver<SocketState> {
-        &self.socket
+        self.entrance.state()
     }
 
     /// The fingerprint of what runs.
@@ -145,20 +131,38 @@ impl Pipeline {
         pins(&self.config, &self.identity).fingerprint()
     }
 
-    /// The socket, for a process that takes our place; none while there is none.
+    /// The socket and what was seen of the key, for a process that takes our place; none while there is no socket.
     ///
     /// # Errors
     /// When the process has no descriptors left.
     pub fn give(&self) -> std::io::Result<Option<Given>> {
-        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        let socket = spare.as_ref().map(Socket::duplicate).transpose()?;
-        let pipeline = self.config.name.clone();
-        Ok(socket.map(|socket| Given { pipeline, healthy: self.observed().healthy(Instant::now()), socket }))
+        let key = &self.around.key;
+        Ok(self.entrance.give()?.map(|socket| Given {
+            pipeline: self.config.name.clone(),
+            announces: self.announces(Instant::now()),
+            seen: key.peek().map(|view| view.seen()).or_else(|| key.remembered()),
+            fingerprint: self.fingerprint(),
+            socket,
+        }))
+    }
+
+    /// Whether Status gives a key_id. Asking Status itself would announce one that no API server has heard.
+    fn announces(&self, now: Instant) -> bool {
+        let key = &self.around.key;
+        match key.shown_trouble(now) {
+            None => key.peek().is_some(),
+            Some(class) => {
+                self.config.health.outage == Outage::Coast
+                    && class.bearing() == Bearing::Absence
+                    && key.health().key_trouble.is_none()
+                    && key.peek_announced().is_some()
+            }
+        }
     }
 
     /// What the admin listener is shown.
     pub fn observed(&self) -> Observed {
-        let socket = self.socket.clone();
+        let socket = self.entrance.state().clone();
         Observed {
             name: self.around.pipeline.clone(),
             key: self.around.key.clone(),
@@ -182,42 +186,70 @@ impl Pipeline {
         }
     }
 
-    /// Whether another configuration leaves the socket as it is.
-    pub fn keeps_socket(&self, next: &Config) -> bool {
-        // The door's stream limit follows `maxCalls`, and is fixed when the door opens.
-        self.config.socket == next.socket && self.config.layers.limits == next.layers.limits
+    /// Takes over another configuration of the same identity. What is known of the key stays; the socket stays open unless
+    /// its path changes. What is replaced ends its calls among those who are `leaving`.
+    pub async fn replace(&mut self, next: Config, inherited: &Inherited, leaving: &mut JoinSet<()>) {
+        let drain = drain(&self.config);
+        self.around.key.set_policy(&next.health, &next.rotation);
+        let before = std::mem::replace(&mut self.config, next);
+        let socket = &self.config.socket;
+        self.rules.send_if_modified(|rules| {
+            let next = Rules::of(socket);
+            let differs = *rules != next;
+            *rules = next;
+            differs
+        });
+        if before.socket.path == socket.path {
+            self.entrance.change(socket);
+        } else {
+            self.door.room = front::room(self.config.layers.limits.max_calls);
+            let source = inherited.take(&self.config.name);
+            let next = Entrance::open(socket.clone(), source, inherited.opening(), self.door.clone());
+            leaving.spawn(std::mem::replace(&mut self.entrance, next).close(drain));
+        }
+        if (Config { socket: socket.clone(), ..before }) != self.config {
+            self.replace_engine(drain, leaving).await;
+        }
     }
 
-    /// Takes over another configuration of the same identity. The socket stays open; a socket of another path or mode
-    /// needs a new pipeline, which the host makes instead.
-    pub async fn replace(&mut self, next: Config) {
-        self.around.key.set_policy(&next.health, &next.rotation);
-        self.config = next;
-        let next = start_engine(&self.config, &self.identity, &self.around, &self.switch);
-        if let Some(old) = std::mem::replace(&mut self.engine, next) {
-            old.stop().await;
+    async fn replace_engine(&mut self, drain: Duration, leaving: &mut JoinSet<()>) {
+        let old = match self.running.take() {
+            Some(Running { engine, calls }) => Some((engine.retire().await, calls)),
+            None => None,
+        };
+        self.running = start_engine(&self.config, &self.identity, &self.around, &self.switch);
+        if let Some((session, mut calls)) = old {
+            leaving.spawn(async move {
+                // They may still need the token: to leave the queue, to come back from a back-off. Whoever has not left by
+                // then has met its own deadline.
+                let _ = tokio::time::timeout(drain, calls.gone()).await;
+                session.close().await;
+            });
         }
+    }
+
+    /// What this configuration asks for and only a restart gives, as key paths below the pipeline.
+    pub fn needs_restart(&self) -> Option<&'static str> {
+        let asked = front::room(self.config.layers.limits.max_calls);
+        (asked > self.door.room).then_some("layers.limits.maxCalls")
     }
 
     /// Closes the door, lets calls in flight end, gives the token back.
     pub async fn stop(self) {
-        self.close.send_replace(true);
-        if tokio::time::timeout(DRAIN, self.door).await.is_err() {
-            tracing::warn!(
-                event = events::STOPPING,
-                pipeline = &*self.around.pipeline,
-                "calls were still in flight after {} s and are given up",
-                DRAIN.as_secs()
-            );
-        }
-        if let Some(engine) = self.engine {
-            engine.stop().await;
+        self.entrance.close(drain(&self.config)).await;
+        if let Some(Running { engine, .. }) = self.running {
+            engine.retire().await.close().await;
         }
     }
 }
 
+/// How long calls in flight may take to end once nothing new comes in: each has met its own deadline by then.
+fn drain(config: &Config) -> Duration {
+    config.layers.deadline.max.get() + PARTING
+}
+
 /// Starts what stands behind the door and leads calls there; nothing when the pinned fingerprint forbids it.
-fn start_engine(config: &Config, identity: &Arc<Identity>, around: &Surroundings, switch: &Switch) -> Option<Engine> {
+fn start_engine(config: &Config, identity: &Arc<Identity>, around: &Surroundings, switch: &Switch) -> Option<Running> {
     let pinned = &config.identity.fingerprint;
     let differs = if pinned.is_empty() { None } else { pins(config, identity).differs_from(pinned) };
     if let Some(changed) = differs {
@@ -234,8 +266,7 @@ fn start_engine(config: &Config, identity: &Arc<Identity>, around: &Surroundings
         return None;
     }
     let (engine, kms) = Engine::start(config, identity.clone(), around);
-    switch.lead_to(kms);
-    Some(engine)
+    Some(Running { engine, calls: switch.lead_to(kms) })
 }
 
 fn identity_of(config: &Config) -> Identity {
@@ -256,77 +287,5 @@ fn pins<'a>(config: &'a Config, identity: &'a Identity) -> Pins<'a> {
         mount: &transit.mount,
         key: &transit.key,
         activation_delay_ms: u64::try_from(delay).unwrap_or(u64::MAX),
-    }
-}
-
-/// What it takes to get a socket and to serve it.
-struct KeepDoor {
-    config: front::Config,
-    source: Source,
-    opening: watch::Receiver<bool>,
-    door: Door,
-    state: watch::Sender<SocketState>,
-    closed: watch::Receiver<bool>,
-    spare: Spare,
-}
-
-// === impl KeepDoor ===
-
-impl KeepDoor {
-    /// Gets the socket, however long it takes, and serves it until told to close.
-    async fn run(mut self) {
-        tokio::select! {
-            opened = self.opening.wait_for(|open| *open) => if opened.is_err() { return },
-            _ = self.closed.wait_for(|closed| *closed) => return,
-        }
-        let Some(socket) = self.acquire().await else {
-            return;
-        };
-        tracing::info!(
-            event = events::SOCKET_READY,
-            pipeline = &*self.door.pipeline,
-            path = %self.config.path.display(),
-            "the socket accepts connections"
-        );
-        let keep = |socket: Option<Socket>| *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = socket;
-        // Without descriptors left it is served all the same, and cannot be handed over.
-        keep(socket.duplicate().ok());
-        self.state.send_replace(SocketState::Ready);
-        let mut closed = self.closed.clone();
-        let shutdown = async move {
-            // A dropped sender means that the pipeline is gone: the same as being told to close.
-            let _ = closed.wait_for(|closed| *closed).await;
-            // A listener that is kept would let callers wait at a closed door.
-            keep(None);
-        };
-        front::serve(socket, self.door, shutdown).await;
-    }
-
-    async fn acquire(&mut self) -> Option<Socket> {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            match front::acquire(&self.config, std::mem::replace(&mut self.source, Source::Bind)) {
-                Ok(socket) => return Some(socket),
-                Err(error) => self.refused(&error),
-            }
-            tokio::select! {
-                () = tokio::time::sleep(pause) => pause = (pause * 2).min(LAST_PAUSE),
-                _ = self.closed.wait_for(|closed| *closed) => return None,
-            }
-        }
-    }
-
-    fn refused(&self, error: &SocketError) {
-        let sentence = format!("{error}; {}", error.help());
-        if !matches!(&*self.state.borrow(), SocketState::Refused(known) if *known == sentence) {
-            tracing::error!(
-                event = events::SOCKET_REFUSED,
-                pipeline = &*self.door.pipeline,
-                path = %self.config.path.display(),
-                help = error.help(),
-                "{error}"
-            );
-        }
-        self.state.send_replace(SocketState::Refused(sentence));
     }
 }

@@ -10,10 +10,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::handover::{HandOverError, Predecessor, Successor};
+use super::handover::{HandOverError, Predecessor, Successor, program};
+use super::reload::{Once, reload};
 use super::watch::Watch;
 use super::{PluginHost, SocketState, lock, memory, systemd};
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::front::Inherited;
 use crate::telemetry::{self, events};
 
@@ -44,8 +45,8 @@ struct Signals {
     successor: Signal,
 }
 
-/// Runs the host. `files` are read again at each SIGHUP and when they change.
-pub async fn serve(files: Vec<PathBuf>, config: Config, telemetry: telemetry::Guard) -> Ending {
+/// Runs the host. The files of `watch` are read again at each SIGHUP and when they change.
+pub async fn serve(watch: Arc<Watch>, config: Config, telemetry: telemetry::Guard) -> Ending {
     let Ok(mut signals) = Signals::listen() else {
         return Ending::NoSignals;
     };
@@ -57,8 +58,8 @@ pub async fn serve(files: Vec<PathBuf>, config: Config, telemetry: telemetry::Gu
     );
     lock::apply(&config.memory);
     // Asked before anybody could replace the file: its path is what the next process runs.
-    let program = std::env::current_exe();
-    let watch = Watch::new(files);
+    let program = program();
+    let once = Once::of(&config);
     let (before, inherited) = match Predecessor::find() {
         Ok(Some((before, inherited))) => (Some(before), inherited),
         Ok(None) => (None, Inherited::from_environment()),
@@ -85,8 +86,8 @@ pub async fn serve(files: Vec<PathBuf>, config: Config, telemetry: telemetry::Gu
             _ = look.tick() => if announcer.look(&host) == Verdict::GiveUp { break Ending::NoSocket },
             _ = signals.terminate.recv() => break Ending::Signal,
             _ = signals.interrupt.recv() => break Ending::Signal,
-            _ = signals.hangup.recv() => reload(&watch, &mut host, &telemetry).await,
-            Some(()) = changed.recv() => reload(&watch, &mut host, &telemetry).await,
+            _ = signals.hangup.recv() => reload(&watch, &once, &mut host, &telemetry).await,
+            Some(()) = changed.recv() => reload(&watch, &once, &mut host, &telemetry).await,
             arrived = settled(&mut arrival) => {
                 arrival = None;
                 if !arrived { break Ending::NotReady }
@@ -159,33 +160,6 @@ async fn settled(arrival: &mut Option<JoinHandle<bool>>) -> bool {
     match arrival {
         Some(arrival) => arrival.await.unwrap_or(false),
         None => std::future::pending().await,
-    }
-}
-
-async fn reload(watch: &Watch, host: &mut PluginHost, telemetry: &telemetry::Guard) {
-    let refused = |host: &PluginHost, why: String| host.outlook().config_refused.store(Some(Arc::new(why)));
-    let loaded = match config::load(watch.trying()) {
-        Ok(loaded) => loaded,
-        Err(findings) => {
-            refused(host, findings.to_string());
-            tracing::error!(
-                event = events::RELOAD_REFUSED,
-                "the configuration is refused, what ran goes on: {findings}"
-            );
-            return;
-        }
-    };
-    let logs = loaded.config.telemetry.logs.clone();
-    match host.reload(loaded.config).await {
-        Ok(()) => {
-            telemetry.set_level(logs.level);
-            host.outlook().config_refused.store(None);
-            tracing::info!(event = events::RELOADED, "the configuration took effect");
-        }
-        Err(error) => {
-            refused(host, error.to_string());
-            tracing::error!(event = events::RELOAD_REFUSED, "the configuration is refused, what ran goes on: {error}");
-        }
     }
 }
 

@@ -15,7 +15,7 @@ const MAX_FILE: u64 = 1 << 20;
 type Digest = [u8; 32];
 
 /// What the files said when they were last tried.
-pub(super) struct Watch {
+pub struct Watch {
     files: Vec<PathBuf>,
     tried: Mutex<Digest>,
 }
@@ -23,20 +23,20 @@ pub(super) struct Watch {
 // === impl Watch ===
 
 impl Watch {
-    /// Of the files as they are now.
-    pub(super) fn new(files: Vec<PathBuf>) -> Arc<Self> {
+    /// Of the files as they are now. Made before they are loaded for the first time, so that no change is missed.
+    pub fn new(files: Vec<PathBuf>) -> Arc<Self> {
         let tried = Mutex::new(digest(&files));
         Arc::new(Self { files, tried })
     }
 
     /// The files are about to be loaded: what they say now is tried.
-    pub(super) fn trying(&self) -> &[PathBuf] {
+    pub fn trying(&self) -> &[PathBuf] {
         *self.tried.lock().unwrap_or_else(PoisonError::into_inner) = digest(&self.files);
         &self.files
     }
 
     /// Tells of each content that has not been tried, once it has stood still for one look. Runs until it is aborted.
-    pub(super) async fn run(self: Arc<Self>, changed: mpsc::Sender<()>) {
+    pub async fn run(self: Arc<Self>, changed: mpsc::Sender<()>) {
         let mut last = None;
         loop {
             tokio::time::sleep(LOOK).await;

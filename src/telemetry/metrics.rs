@@ -69,6 +69,7 @@ pub struct PipelineMetrics {
     pub(super) token_expiry_unix: Gauge<f64, AtomicU64>,
     pub(super) credential_expiry_unix: Gauge<f64, AtomicU64>,
     pub(super) peers_refused: Counter,
+    pub(super) peers_silent: Counter,
     pub(super) breakers: Family<EndpointLabel, Gauge>,
     pub(super) connections: Gauge<i64, AtomicI64>,
 }
@@ -103,6 +104,7 @@ impl Default for PipelineMetrics {
             token_expiry_unix: Gauge::default(),
             credential_expiry_unix: Gauge::default(),
             peers_refused: Counter::default(),
+            peers_silent: Counter::default(),
             breakers: Family::default(),
             connections: Gauge::default(),
         }
@@ -161,6 +163,11 @@ impl PipelineMetrics {
             self.credential_expiry_unix.clone(),
         );
         registry.register("peers_refused", "Connections from users that are not allowed.", self.peers_refused.clone());
+        registry.register(
+            "peers_silent",
+            "Connections closed because their caller had not begun to speak HTTP/2 after five seconds.",
+            self.peers_silent.clone(),
+        );
         registry.register("connections", "Connections open on the socket.", self.connections.clone());
     }
 
@@ -266,9 +273,19 @@ impl PipelineMetrics {
         self.peers_refused.inc();
     }
 
-    /// Connections open on the socket.
-    pub fn set_connections(&self, open: usize) {
-        self.connections.set(i64::try_from(open).unwrap_or(i64::MAX));
+    /// A caller connected and did not begin to speak.
+    pub fn peer_silent(&self) {
+        self.peers_silent.inc();
+    }
+
+    /// A connection is open on the socket.
+    pub fn connected(&self) {
+        self.connections.inc();
+    }
+
+    /// One of them is closed.
+    pub fn disconnected(&self) {
+        self.connections.dec();
     }
 }
 

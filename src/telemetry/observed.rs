@@ -18,6 +18,8 @@ pub struct Outlook {
     pub pipelines: ArcSwap<Vec<Observed>>,
     /// Why the configuration on disk is not what runs; `None` when it is.
     pub config_refused: ArcSwapOption<String>,
+    /// Settings of the file that took effect only in part: key paths that a restart puts in force.
+    pub restart_needed: ArcSwap<Vec<String>>,
 }
 
 /// One pipeline, seen from outside.

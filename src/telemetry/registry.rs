@@ -30,6 +30,13 @@ pub fn render(outlook: &Outlook) -> Result<String, fmt::Error> {
         "1 when the configuration on disk was refused: what runs is not what a restart would run.",
         refused,
     );
+    let waiting = Gauge::<i64>::default();
+    waiting.set(i64::try_from(outlook.restart_needed.load().len()).unwrap_or(i64::MAX));
+    registry.register(
+        "config_restart_needed",
+        "How many settings of the file on disk only a restart puts in force; /readyz names them.",
+        waiting,
+    );
     for pipeline in outlook.pipelines.load().iter() {
         let label = (Cow::Borrowed("pipeline"), Cow::Owned(pipeline.name.to_string()));
         let registry = registry.sub_registry_with_label(label);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bao_kms_provider::error::{Class, Error};
 use bao_kms_provider::front::client::{Client, ClientError};
+use bao_kms_provider::front::{self, Source};
 use bao_kms_provider::request::{Context, Kind, Request, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -270,6 +271,37 @@ async fn the_seventeenth_connection_is_closed_at_once() {
     open.pop();
     house.until("connections", 15.0).await;
     house.client().await.status().await.expect("one may come in again");
+}
+
+#[tokio::test]
+async fn silent_callers_keep_nobody_out_for_long() {
+    let (house, _) = mirror();
+    let mut silent = Vec::new();
+    for _ in 0..16 {
+        silent.push(UnixStream::connect(house.path()).await.expect("a connection"));
+    }
+    house.until("connections", 16.0).await;
+    house.until("peers_silent_total", 16.0).await;
+    house.until("connections", 0.0).await;
+    house.client().await.status().await.expect("whoever speaks comes in");
+}
+
+#[tokio::test]
+async fn a_door_that_closes_lets_its_socket_go_before_its_last_call() {
+    let mut house = House::open(healthy(), forever);
+    let client = house.client().await;
+    let call = tokio::spawn(async move { client.encrypt(b"seed".to_vec(), "u").await });
+    let _silent = UnixStream::connect(house.path()).await.expect("a connection");
+    house.until("connections", 2.0).await;
+    let config = house.config.clone();
+    let task = house.close();
+    let acquired = async {
+        while front::acquire(&config, Source::Bind).is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(3), acquired).await.expect("neither lock nor listener waits for a call");
+    assert!(!task.is_finished() && !call.is_finished());
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! did not process, as grpc-go does, loses no call.
 
 use std::error::Error as _;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,38 +12,58 @@ use std::time::{Duration, Instant};
 use bao_kms_provider::front::client::{Client, ClientError};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::inherit::{Program, serve};
+use super::inherit::{Program, serve, serve_as};
 use super::support::{PATIENCE, Stage, status_until};
 
 /// How often the program is replaced.
 const TIMES: u64 = 100;
 
 /// The program as a service manager sees it: started once, then whatever process it names its main one.
-struct Service {
+pub(super) struct Service {
     first: Option<Program>,
-    main: Pid,
+    pub(super) main: Pid,
     notify: UnixDatagram,
     log: PathBuf,
 }
 
 impl Service {
-    fn start(stage: &Stage, config: &str) -> Self {
+    pub(super) fn start(stage: &Stage, config: &str) -> Self {
+        Self::start_as(stage, config, env!("CARGO_BIN_EXE_bao-kms-provider"), None)
+    }
+
+    /// The program under this path, with a socket of the service manager for pipeline `a`.
+    pub(super) fn start_as(stage: &Stage, config: &str, program: &str, socket: Option<OwnedFd>) -> Self {
         let file = stage.write("config.yaml", config);
         let path = stage.path("notify");
         let notify = UnixDatagram::bind(&path).expect("a socket");
         notify.set_read_timeout(Some(PATIENCE)).expect("a time-out");
-        let variables = format!("exec 2>>{}; NOTIFY_SOCKET={}", stage.path("log").display(), path.display());
-        let first = serve(&file, &variables, None);
+        let passed = if socket.is_some() { "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=a" } else { "" };
+        let (log, notify_at) = (stage.path("log"), path.display());
+        let variables = format!("exec 2>>{}; NOTIFY_SOCKET={notify_at} {passed}", log.display());
+        let first = serve_as(program, &file, &variables, socket);
         let main = pid(first.0.id());
         Self { first: Some(first), main, notify, log: stage.path("log") }
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(super) fn signal(&self, signal: Signal) {
         kill_process(self.main, signal).expect("signalled");
     }
 
     /// Waits until the service manager is told of another main process, and until the one before has ended.
-    fn replaced(&mut self) {
+    pub(super) fn replaced(&mut self) {
+        let before = self.named();
+        let began = Instant::now();
+        while alive(before) {
+            assert!(began.elapsed() < PATIENCE, "the process before goes on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if let Some(mut first) = self.first.take() {
+            assert_eq!(first.0.wait().expect("it ends").code(), Some(0));
+        }
+    }
+
+    /// Waits until the service manager is told of another main process; the one before.
+    pub(super) fn named(&mut self) -> Pid {
         let mut message = [0; 512];
         let next = loop {
             let length = self.notify.recv(&mut message).expect("a word");
@@ -51,15 +72,7 @@ impl Service {
                 break pid(number.parse().expect("a number"));
             }
         };
-        let before = std::mem::replace(&mut self.main, next);
-        if let Some(mut first) = self.first.take() {
-            assert_eq!(first.0.wait().expect("it ends").code(), Some(0));
-        }
-        let began = Instant::now();
-        while alive(before) {
-            assert!(began.elapsed() < PATIENCE, "the process before goes on");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        std::mem::replace(&mut self.main, next)
     }
 }
 
@@ -72,17 +85,17 @@ impl Drop for Service {
     }
 }
 
-fn pid(number: u32) -> Pid {
+pub(super) fn pid(number: u32) -> Pid {
     Pid::from_raw(i32::try_from(number).expect("a number")).expect("not zero")
 }
 
 /// Whether it runs: one that has ended may stay in the table until somebody asks for it.
-fn alive(pid: Pid) -> bool {
+pub(super) fn alive(pid: Pid) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid())).unwrap_or_default();
     stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
 }
 
-async fn logged(stage: &Stage, text: &str) {
+pub(super) async fn logged(stage: &Stage, text: &str) {
     let began = Instant::now();
     loop {
         let log = std::fs::read_to_string(stage.path("log")).unwrap_or_default();
@@ -149,7 +162,7 @@ impl Load {
     }
 }
 
-async fn round(client: &Client, seed: &[u8]) -> Result<(), ClientError> {
+pub(super) async fn round(client: &Client, seed: &[u8]) -> Result<(), ClientError> {
     let (kms, plaintext) = (client.clone(), seed.to_vec());
     let sealed = repeated(move || {
         let (kms, plaintext) = (kms.clone(), plaintext.clone());
@@ -180,7 +193,7 @@ where
     }
 }
 
-fn quiet(stage: &Stage) -> String {
+pub(super) fn quiet(stage: &Stage) -> String {
     stage.config("").replace("level: trace", "level: info")
 }
 

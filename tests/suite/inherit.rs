@@ -23,7 +23,7 @@ impl Drop for Program {
 }
 
 /// A pipeline `workload` whose OpenBao does not exist and whose credential is not there.
-fn write_config(folder: &Path) -> PathBuf {
+pub(super) fn write_config(folder: &Path) -> PathBuf {
     let config = format!(
         "configVersion: v1
 pipelines:
@@ -43,9 +43,14 @@ pipelines:
 
 /// Starts the program as a service manager does: descriptors from 3 on, and the process's own number in the environment.
 pub(super) fn serve(config: &Path, variables: &str, socket: Option<OwnedFd>) -> Program {
+    serve_as(env!("CARGO_BIN_EXE_bao-kms-provider"), config, variables, socket)
+}
+
+/// The same under another path of the program.
+pub(super) fn serve_as(program: &str, config: &Path, variables: &str, socket: Option<OwnedFd>) -> Program {
     let start = format!("{variables} exec \"$0\" serve --config \"$1\" 3<&0 0</dev/null");
     let child = Command::new("/bin/sh")
-        .args(["-c", &start, env!("CARGO_BIN_EXE_bao-kms-provider")])
+        .args(["-c", &start, program])
         .arg(config)
         .stdin(socket.map_or_else(Stdio::null, Stdio::from))
         .stderr(Stdio::null())
@@ -53,7 +58,7 @@ pub(super) fn serve(config: &Path, variables: &str, socket: Option<OwnedFd>) -> 
     Program(child.expect("the program starts"))
 }
 
-async fn status(path: &Path) -> StatusResponse {
+pub(super) async fn status(path: &Path) -> StatusResponse {
     let start = Instant::now();
     loop {
         let answer = match Client::connect(path).await {
@@ -108,6 +113,27 @@ async fn a_socket_of_another_name_or_place_does_not_keep_the_pipeline_from_bindi
         let _program = serve(&write_config(folder.path()), &variables, Some(elsewhere.into()));
         assert_eq!(status(&folder.path().join("kms.sock")).await.version, "v2", "{names}");
     }
+}
+
+#[tokio::test]
+async fn sockets_that_nobody_asks_for_are_told_by_name() {
+    let folder = folder();
+    let (config, log) = (write_config(folder.path()), folder.path().join("log"));
+    let manager = UnixListener::bind(folder.path().join("kms.sock")).expect("a socket");
+    // The same socket twice: descriptor 4 is a copy of 3.
+    let again = format!("exec 2>{} 4<&0; LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=other:other", log.display());
+    let program = serve(&config, &again, Some(manager.into()));
+    let began = Instant::now();
+    let text = loop {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        if text.contains("does not have: other") {
+            break text;
+        }
+        assert!(began.elapsed() < PATIENCE, "{text}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    assert!(text.contains("two sockets of the name") && text.contains("FileDescriptorName="), "{text}");
+    drop(program);
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bao_kms_provider::error::Error;
 use bao_kms_provider::front::client::Client;
-use bao_kms_provider::front::{self, Config, Door, Source};
+use bao_kms_provider::front::{self, Config, Door, Rules, Source};
 use bao_kms_provider::key::config::{HealthPolicy, Rotation};
 use bao_kms_provider::key::{Identity, KeyState, Metadata, View, identity, refresh};
 use bao_kms_provider::request::{KmsService, Operation, Request, Response, secret};
@@ -19,7 +19,7 @@ use bao_kms_provider::telemetry::metrics::PipelineMetrics;
 use bao_kms_provider::telemetry::observed::{Observed, Outlook};
 use bao_kms_provider::telemetry::registry;
 use tempfile::TempDir;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tower::util::BoxCloneSyncService;
 
@@ -134,14 +134,16 @@ impl House {
                 act(request)
             }),
             metrics: metrics.clone(),
-            allow_peers: config.allow_peers.clone(),
-            escaped_authority: config.escaped_authority,
-            max_calls,
+            rules: watch::channel(Rules::of(&config)).1,
+            room: front::room(max_calls),
         };
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(front::serve(socket, door, async {
-            let _ = stopped.await;
-        }));
+        let task = tokio::spawn(async {
+            let served = front::serve(socket, door, async {
+                let _ = stopped.await;
+            });
+            served.await.expect("served until it was closed");
+        });
         Self { config, key, metrics, calls, stop: Some(stop), task, _folder: folder }
     }
 

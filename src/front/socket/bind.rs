@@ -19,7 +19,7 @@ const BACKLOG: i32 = 128;
 pub(super) fn bind(config: &Config) -> Result<Socket, SocketError> {
     let path = &config.path;
     let group = config.group.as_deref().map(group::resolve).transpose()?;
-    directory::prepare(path, config.create_directory)?;
+    directory::prepare(path, config.create_directory, group)?;
     let lock = lock(path)?;
     let known = examine(path)?;
     let listener = listen(config, group, known.as_ref())?;
@@ -49,7 +49,14 @@ pub(super) fn lock(path: &Path) -> Result<File, SocketError> {
         Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => {
             return Err(SocketError::Occupied { path: lock_path, what: "a directory" });
         }
-        Err(source) => return Err(SocketError::Io { path: lock_path, step: "cannot open the lock file", source }),
+        Err(source) => {
+            let owner = lock_path.symlink_metadata().ok().map(|meta| meta.uid());
+            let us = rustix::process::geteuid().as_raw();
+            return Err(match owner.filter(|_| source.kind() == std::io::ErrorKind::PermissionDenied) {
+                Some(owner) if owner != us => SocketError::ForeignLock { path: lock_path, owner },
+                _ => SocketError::Io { path: lock_path, step: "cannot open the lock file", source },
+            });
+        }
     };
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),

@@ -3,6 +3,7 @@
 
 mod bind;
 mod directory;
+mod fit;
 mod group;
 mod inherited;
 
@@ -12,6 +13,8 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use super::Config;
+
+pub use fit::fit;
 
 /// Where a listening socket comes from.
 #[derive(Debug)]
@@ -46,6 +49,14 @@ pub enum SocketError {
     Locked {
         /// The socket's path.
         path: PathBuf,
+    },
+    /// The lock file was left behind by another user.
+    #[error("{path}: the lock file belongs to uid {owner}, and this service may not open it")]
+    ForeignLock {
+        /// The lock file's path.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
     },
     /// Somebody answers there.
     #[error("{path}: a process that is not ours accepts connections there")]
@@ -112,6 +123,20 @@ impl Socket {
         let lock = self.lock.as_ref().map(File::try_clone).transpose()?;
         Ok(Self { listener: self.listener.try_clone()?, lock })
     }
+
+    /// Whether we bound it, or the process before us: then mode and group of its file are ours to set. Those of an
+    /// inherited one are the service manager's.
+    pub fn is_ours(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    /// The same socket, to be acquired once more.
+    pub fn into_source(self) -> Source {
+        match self.lock {
+            Some(lock) => Source::HandedOver { socket: self.listener.into(), lock: lock.into() },
+            None => Source::Inherited(self.listener.into()),
+        }
+    }
 }
 
 // === impl SocketError ===
@@ -121,6 +146,9 @@ impl SocketError {
     pub fn help(&self) -> &'static str {
         match self {
             Self::Locked { .. } => "stop the other instance, or give this pipeline another socket.path",
+            Self::ForeignLock { .. } => {
+                "make sure that no instance runs as that user any more, and give the lock file to this service with chown"
+            }
             Self::Alive { .. } => {
                 "find the process with `ss -xlp` and stop it, or choose another socket.path; if it is the service \
                  manager, let FileDescriptorName= of the socket unit be the pipeline's name"

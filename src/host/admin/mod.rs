@@ -21,11 +21,16 @@ use crate::telemetry::events;
 use crate::telemetry::observed::Outlook;
 use crate::telemetry::registry;
 
-const RETRY: Duration = Duration::from_secs(5);
+/// The pause before a port that is taken is tried again; doubles up to [`LAST_PAUSE`]. Short at first, because the process
+/// whose place we take lets go of it in a moment.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// The longest pause between two tries.
+const LAST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Serves until it is aborted.
 pub async fn run(config: Config, outlook: Arc<Outlook>) {
     let mut told = false;
+    let mut pause = FIRST_PAUSE;
     loop {
         let trouble = match TcpListener::bind(config.listen).await {
             Ok(listener) => match serve(&config, listener, outlook.clone()).await {
@@ -38,7 +43,8 @@ pub async fn run(config: Config, outlook: Arc<Outlook>) {
             told = true;
             tracing::warn!(event = events::ADMIN_TROUBLE, listen = %config.listen, "the admin listener cannot be had, it is tried again: {trouble}");
         }
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LAST_PAUSE);
     }
 }
 

@@ -15,6 +15,9 @@ pub(super) struct Report {
     /// Why the configuration on disk is not what runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     config_refused: Option<String>,
+    /// Settings of the file that only a restart puts in force, as key paths.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    restart_needed: Vec<String>,
     pipelines: Vec<Row>,
 }
 
@@ -47,6 +50,7 @@ pub(super) fn report(outlook: &Outlook) -> Report {
     Report {
         ready: !rows.is_empty() && rows.iter().all(|row| row.ready),
         config_refused: outlook.config_refused.load().as_deref().cloned(),
+        restart_needed: outlook.restart_needed.load().to_vec(),
         pipelines: rows,
     }
 }

@@ -10,6 +10,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -23,6 +24,8 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 pub(super) struct Listener {
     ready: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
     address: SocketAddr,
+    /// Ends with this value, and the port with it.
+    _accepting: JoinSet<()>,
 }
 
 // === impl Listener ===
@@ -32,8 +35,9 @@ impl Listener {
         let acceptor = TlsAcceptor::from(Arc::new(server_config(files)?));
         let address = listener.local_addr().map_err(|error| error.to_string())?;
         let (sender, ready) = mpsc::channel(16);
-        tokio::spawn(async move {
-            while !sender.is_closed() {
+        let mut accepting = JoinSet::new();
+        accepting.spawn(async move {
+            loop {
                 let Ok((stream, peer)) = listener.accept().await else {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
@@ -48,7 +52,7 @@ impl Listener {
                 });
             }
         });
-        Ok(Self { ready, address })
+        Ok(Self { ready, address, _accepting: accepting })
     }
 }
 

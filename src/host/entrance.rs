@@ -1,0 +1,235 @@
+//! The entrance of one pipeline, from the first try to get its socket to its last call. It is there before OpenBao is asked
+//! anything, stays while what stands behind it is replaced, and follows a changed mode or group without closing.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::front::{self, Door, Socket, SocketError, Source};
+use crate::telemetry::events;
+
+/// The pause before a refused socket is tried again; doubles up to [`LAST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// The longest pause between two tries to get a socket.
+const LAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Whether a pipeline has its socket.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SocketState {
+    /// Not tried yet.
+    Pending,
+    /// It accepts connections.
+    Ready,
+    /// It could not be had, or not as it is configured; the sentence says why and what to do.
+    Refused(String),
+}
+
+/// An entrance that is kept.
+pub struct Entrance {
+    pipeline: Arc<str>,
+    state: watch::Receiver<SocketState>,
+    wanted: watch::Sender<front::Config>,
+    close: watch::Sender<bool>,
+    spare: Spare,
+    task: JoinHandle<()>,
+}
+
+/// The socket under other descriptors while the door is open, for a process that takes our place.
+type Spare = Arc<Mutex<Option<Socket>>>;
+
+/// What the task of an entrance holds.
+struct Keeping {
+    door: Door,
+    wanted: watch::Receiver<front::Config>,
+    source: Source,
+    opening: watch::Receiver<bool>,
+    closed: watch::Receiver<bool>,
+    state: watch::Sender<SocketState>,
+    spare: Spare,
+}
+
+// === impl Entrance ===
+
+impl Entrance {
+    /// Gets the socket and serves it, once `opening` holds true.
+    pub fn open(config: front::Config, source: Source, opening: watch::Receiver<bool>, door: Door) -> Self {
+        let pipeline = door.pipeline.clone();
+        let (sender, state) = watch::channel(SocketState::Pending);
+        let (wanted, config) = watch::channel(config);
+        let (close, closed) = watch::channel(false);
+        let spare = Spare::default();
+        let keeping = Keeping { door, wanted: config, source, opening, closed, state: sender, spare: spare.clone() };
+        Self { pipeline, state, wanted, close, spare, task: tokio::spawn(keeping.run()) }
+    }
+
+    /// Whether the socket is there.
+    pub fn state(&self) -> &watch::Receiver<SocketState> {
+        &self.state
+    }
+
+    /// Another section with the same path.
+    pub fn change(&self, config: &front::Config) {
+        self.wanted.send_if_modified(|wanted| {
+            let differs = wanted != config;
+            wanted.clone_from(config);
+            differs
+        });
+    }
+
+    /// The socket, for a process that takes our place; none while there is none.
+    ///
+    /// # Errors
+    /// When the process has no descriptors left.
+    pub fn give(&self) -> std::io::Result<Option<Socket>> {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        spare.as_ref().map(Socket::duplicate).transpose()
+    }
+
+    /// Closes the door at once; ends when its calls have ended, and no later than after `drain`.
+    pub async fn close(self, drain: Duration) {
+        self.close.send_replace(true);
+        let mut task = self.task;
+        if tokio::time::timeout(drain, &mut task).await.is_err() {
+            tracing::warn!(
+                event = events::STOPPING,
+                pipeline = &*self.pipeline,
+                "calls were still in flight after {} s and are given up",
+                drain.as_secs()
+            );
+            task.abort();
+            // It ends with a cancellation, which is what was asked for.
+            let _ = task.await;
+        }
+    }
+}
+
+// === impl Keeping ===
+
+impl Keeping {
+    /// Gets the socket, however long it takes, and serves it until told to close.
+    async fn run(mut self) {
+        tokio::select! {
+            opened = self.opening.wait_for(|open| *open) => if opened.is_err() { return },
+            _ = self.closed.wait_for(|closed| *closed) => return,
+        }
+        while let Some(socket) = self.acquire().await {
+            match self.serve(socket).await {
+                Ok(()) => return,
+                Err(error) => self.broken(&error).await,
+            }
+        }
+    }
+
+    async fn acquire(&mut self) -> Option<Socket> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let config = self.wanted.borrow_and_update().clone();
+            match front::acquire(&config, std::mem::replace(&mut self.source, Source::Bind)) {
+                Ok(socket) => return Some(socket),
+                Err(error) => self.refused(&config, &error),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(LAST_PAUSE),
+                // What was wrong may have been the configuration.
+                Ok(()) = self.wanted.changed() => pause = FIRST_PAUSE,
+                _ = self.closed.wait_for(|closed| *closed) => return None,
+            }
+        }
+    }
+
+    async fn serve(&self, socket: Socket) -> std::io::Result<()> {
+        tracing::info!(
+            event = events::SOCKET_READY,
+            pipeline = &*self.door.pipeline,
+            path = %self.wanted.borrow().path.display(),
+            "the socket accepts connections"
+        );
+        let keep = |socket: Option<Socket>| *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = socket;
+        // Without descriptors left it is served all the same, and cannot be handed over.
+        keep(socket.duplicate().ok());
+        let ours = socket.is_ours();
+        let mut closed = self.closed.clone();
+        let shutdown = async {
+            // A dropped sender means that the pipeline is gone: the same as being told to close.
+            let _ = closed.wait_for(|closed| *closed).await;
+            // A listener that is kept would let callers wait at a closed door.
+            keep(None);
+        };
+        let serving = front::serve(socket, self.door.clone(), shutdown);
+        tokio::select! {
+            // First: mode and group are right before the first caller is let in.
+            biased;
+            never = self.fit(ours) => match never {},
+            served = serving => served,
+        }
+    }
+
+    /// Keeps mode and group of the socket's file as they are wanted. Calls are served meanwhile, whatever becomes of it.
+    async fn fit(&self, ours: bool) -> Infallible {
+        let mut wanted = self.wanted.clone();
+        let mut before = None;
+        loop {
+            let config = wanted.borrow_and_update().clone();
+            let pause = match if ours { front::fit(&config) } else { Ok(()) } {
+                Ok(()) => {
+                    self.state.send_replace(SocketState::Ready);
+                    None
+                }
+                Err(error) => {
+                    self.refused(&config, &error);
+                    Some(LAST_PAUSE)
+                }
+            };
+            let now = (config.mode, config.group.clone());
+            if !ours && before.replace(now.clone()).is_some_and(|before| before != now) {
+                let help = "set SocketMode= and SocketGroup= of the socket unit, which made the file";
+                tracing::warn!(
+                    event = events::SOCKET_REFUSED,
+                    pipeline = &*self.door.pipeline,
+                    help,
+                    "the service manager's socket keeps its mode and group, whatever socket.mode and socket.group say"
+                );
+            }
+            let again = async {
+                match pause {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = wanted.changed() => if changed.is_err() { std::future::pending::<()>().await },
+                () = again => {}
+            }
+        }
+    }
+
+    /// The socket is no longer served although nobody asked for it: the same one is tried again.
+    async fn broken(&mut self, error: &std::io::Error) {
+        tracing::error!(
+            event = events::SOCKET_REFUSED,
+            pipeline = &*self.door.pipeline,
+            "the socket is served no longer, it is tried again: {error}"
+        );
+        self.state.send_replace(SocketState::Refused(format!("it is served no longer: {error}; it is tried again")));
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.source = spare.map_or(Source::Bind, Socket::into_source);
+        tokio::time::sleep(FIRST_PAUSE).await;
+    }
+
+    fn refused(&self, config: &front::Config, error: &SocketError) {
+        let sentence = format!("{error}; {}", error.help());
+        if !matches!(&*self.state.borrow(), SocketState::Refused(known) if *known == sentence) {
+            tracing::error!(
+                event = events::SOCKET_REFUSED,
+                pipeline = &*self.door.pipeline,
+                path = %config.path.display(),
+                help = error.help(),
+                "{error}"
+            );
+        }
+        self.state.send_replace(SocketState::Refused(sentence));
+    }
+}
