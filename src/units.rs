@@ -208,4 +208,38 @@ mod tests {
             assert_eq!(text.parse::<Mode>(), Err(UnitError::Mode), "{text}");
         }
     }
+
+    #[test]
+    fn what_fits_the_pattern_of_an_address_is_one() {
+        use std::net::SocketAddr;
+        let schema = serde_json::json!({ "pattern": ADDRESS_PATTERN });
+        let pattern = jsonschema::validator_for(&schema).expect("a pattern");
+        for (text, good) in [
+            ("127.0.0.1:8081", true),
+            ("0.0.0.0:0", true),
+            ("255.255.255.255:65535", true),
+            ("[::1]:8081", true),
+            ("[::]:1", true),
+            ("[fe80::1]:1", true),
+            ("[1:2:3:4:5:6:7:8]:1", true),
+            ("[1:2:3:4:5:6:7::]:1", true),
+            ("[::2:3:4:5:6:7:8]:1", true),
+            ("[1::8]:1", true),
+            ("[1:2::7:8]:1", true),
+            ("256.0.0.1:1", false),
+            ("1.2.3:1", false),
+            ("01.2.3.4:1", false),
+            ("127.0.0.1:65536", false),
+            ("127.0.0.1", false),
+            ("::1:80", false),
+            ("[:::]:1", false),
+            ("[1::2::3]:1", false),
+            ("[1:2:3:4:5:6:7:8:9]:1", false),
+            ("[12345::]:1", false),
+            ("localhost:1", false),
+        ] {
+            assert_eq!(pattern.is_valid(&text.into()), good, "{text}");
+            assert_eq!(text.parse::<SocketAddr>().is_ok(), good, "{text}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ mod suite {
     mod authority;
     #[cfg(feature = "dev")]
     mod bao;
+    mod commands;
     mod config;
     #[cfg(feature = "dev")]
     mod contract;
@@ -13,18 +14,22 @@ mod suite {
     mod door;
     #[cfg(feature = "dev")]
     mod faults;
+    mod findings;
     mod generated;
     #[cfg(feature = "dev")]
     mod handover;
     mod hostile;
     mod house;
     mod inherit;
+    mod overlay;
     mod pages;
     mod peers;
     #[cfg(feature = "dev")]
     mod pipe;
     mod probe;
     mod puppet;
+    #[cfg(feature = "dev")]
+    mod reload;
     #[cfg(feature = "dev")]
     mod serve;
     #[cfg(feature = "dev")]

@@ -80,8 +80,7 @@ async fn probe(args: &Args) -> Report {
 }
 
 const NOBODY: &str = "start the service; when it runs, its log says why it has no socket";
-const NOT_ALLOWED: &str =
-    "run it as the user that kube-apiserver runs as, or with a group that socket.mode, socket.group and allowPeers let in";
+const NOT_ALLOWED: &str = "run it as the user that kube-apiserver runs as, or with a group that socket.mode, socket.group and allowPeers let in";
 const UNHEALTHY: &str = "the log and /readyz say more; docs/failure.md says what recovers it";
 const SLOW: &str = "see in the log and in /readyz what is slow, or allow more with --timeout";
 const BROKEN: &str = "kube-apiserver would refuse it too: be sure that this is the socket of a bao-kms-provider";
@@ -157,26 +156,30 @@ impl Failure {
 
     fn of(error: ClientError) -> Self {
         use std::error::Error;
-        let mut detail = error.to_string();
-        let mut denied = false;
+        use std::io::ErrorKind;
+        let (mut detail, mut system) = (error.to_string(), None);
         let mut cause = error.source();
         while let Some(inner) = cause {
             let words = inner.to_string();
             if !detail.contains(&words) {
                 detail.push_str(&format!(": {words}"));
             }
-            let io = inner.downcast_ref::<std::io::Error>();
-            denied |= io.is_some_and(|io| io.kind() == std::io::ErrorKind::PermissionDenied);
+            system = system.or(inner.downcast_ref::<std::io::Error>().map(std::io::Error::kind));
             cause = inner.source();
         }
         let help = match &error {
-            ClientError::Connect { .. } if denied => NOT_ALLOWED,
-            ClientError::Connect { .. } => NOBODY,
+            ClientError::Connect { .. } => match system {
+                Some(ErrorKind::NotFound | ErrorKind::ConnectionRefused) => NOBODY,
+                // Refused by the file's mode, or let in and shown out: the door does that to whom it does not know.
+                _ => NOT_ALLOWED,
+            },
             ClientError::Call(status) => match status.code() {
-                // The first is what the client makes of its own clock, the second what the server says in time.
-                Code::Cancelled | Code::DeadlineExceeded => SLOW,
-                // A connection that is closed before it answers: the door does that to whom it does not let in.
-                Code::Unknown | Code::PermissionDenied => NOT_ALLOWED,
+                Code::DeadlineExceeded => SLOW,
+                // What the client makes of its own clock.
+                Code::Cancelled if status.message() == "Timeout expired" => SLOW,
+                // A connection that ends before it answers: shown out, a moment later.
+                Code::Cancelled | Code::Unknown => NOT_ALLOWED,
+                Code::Unavailable if status.source().is_some() => NOT_ALLOWED,
                 _ => UNHEALTHY,
             },
         };

@@ -86,7 +86,9 @@ impl Judge<'_> {
         match &error.kind {
             ErrorKind::OneOf(_) | ErrorKind::Enum { .. } if self.words(error).is_some() => self.tell(&at, error),
             // An optional section is this or null. Who wrote something did not mean null.
-            ErrorKind::AnyOf => error.causes.iter().filter(|cause| !wants_null(cause)).for_each(|one| self.collect(one)),
+            ErrorKind::AnyOf => {
+                error.causes.iter().filter(|cause| !wants_null(cause)).for_each(|one| self.collect(one))
+            }
             _ if error.causes.is_empty() => self.tell(&at, error),
             _ => error.causes.iter().for_each(|cause| self.collect(cause)),
         }
@@ -139,9 +141,14 @@ impl Judge<'_> {
                 let help = self.type_help(*want, value, error);
                 (format!("has the wrong type: {}", error.kind), value.filter(|_| !section), help)
             }
-            ErrorKind::OneOf(_) | ErrorKind::Enum { .. } => {
-                let words = self.words(error).unwrap_or_default();
-                let near = value.and_then(Value::as_str).and_then(|word| nearest(word, words.iter().map(String::as_str)));
+            ErrorKind::OneOf(_) | ErrorKind::Enum { .. } | ErrorKind::Const { .. } => {
+                let words = match &error.kind {
+                    // The validator leaves the choice out when it has one word only.
+                    ErrorKind::Const { want } => want.as_str().map(str::to_owned).into_iter().collect(),
+                    _ => self.words(error).unwrap_or_default(),
+                };
+                let near =
+                    value.and_then(Value::as_str).and_then(|word| nearest(word, words.iter().map(String::as_str)));
                 let help = match near {
                     Some(near) => format!("did you mean `{near}`?"),
                     None => format!("write one of {}", quoted(words.iter().map(String::as_str))),
