@@ -38,7 +38,7 @@ pub fn load(files: &[PathBuf]) -> Result<Loaded, Findings> {
     for (at, file) in files.iter().enumerate() {
         match Source::read(at, file) {
             Ok(source) => sources.push(source),
-            Err(finding) => findings.push(finding),
+            Err(finding) => findings.push(*finding),
         }
     }
     // What an unreadable file would have said is not missing.
@@ -96,8 +96,11 @@ fn resolve(
 /// What serde refuses although the schema takes it. That is a defect, but the operator still learns which value it is.
 fn unfit(document: &Value, origins: &Origins) -> Finding {
     // serde_json does not say where; figment's reader keeps the path.
-    let read = figment::value::Value::serialize(document).and_then(|value| value.deserialize::<Config>());
-    let (path, kind) = read.err().map_or((Vec::new(), None), |error| (error.path.clone(), Some(error.kind)));
+    let refused = match figment::value::Value::serialize(document) {
+        Ok(value) => value.deserialize::<Config>().err(),
+        Err(error) => Some(error),
+    };
+    let (path, kind) = refused.map_or((Vec::new(), None), |error| (error.path.clone(), Some(error.kind)));
     let pointer = path.iter().fold(String::new(), |above, key| join(&above, key));
     // Never the value that it names: that is shown, or not, as every other is.
     let message = match kind {

@@ -36,9 +36,9 @@ pub(super) struct Source {
 
 impl Source {
     /// Reads a file, the `at`-th of all; what keeps it from being read is a finding.
-    pub(super) fn read(at: usize, path: &Path) -> Result<Self, Finding> {
+    pub(super) fn read(at: usize, path: &Path) -> Result<Self, Box<Finding>> {
         let name = path.display().to_string();
-        let refuse = |message: String, help: &str| Err(whole(&name, (0, 0), message, help));
+        let refuse = |message: String, help: &str| Err(Box::new(whole(&name, (0, 0), message, help)));
         let mut text = String::new();
         let opened = match files::open(path) {
             Ok(file) => file,
@@ -58,7 +58,7 @@ impl Source {
     }
 
     /// The same for a text.
-    pub(super) fn parse(at: usize, name: String, text: &str) -> Result<Self, Finding> {
+    pub(super) fn parse(at: usize, name: String, text: &str) -> Result<Self, Box<Finding>> {
         let mut value: Value = match serde_saphyr::from_str(text) {
             Ok(value) => value,
             Err(error) => {
@@ -66,11 +66,13 @@ impl Source {
                 // The reader's own words show the lines around the fault, which may hold anything.
                 let message = error.without_snippet().to_string();
                 let message = message.lines().next().unwrap_or("is not YAML").to_owned();
-                return Err(whole(&name, place, message, "correct the YAML; every key may stand only once"));
+                let help = "correct the YAML; every key may stand only once";
+                return Err(Box::new(whole(&name, place, message, help)));
             }
         };
         if !value.is_object() {
-            return Err(whole(&name, (1, 1), "is not a map of keys".to_owned(), "begin with `configVersion: v1`"));
+            let help = "begin with `configVersion: v1`";
+            return Err(Box::new(whole(&name, (1, 1), "is not a map of keys".to_owned(), help)));
         }
         make_whole(&mut value);
         let mut source = Self { name, places: Places::default(), order: Vec::new(), findings: Vec::new(), value };
@@ -152,9 +154,9 @@ impl Provider for Source {
     }
 }
 
-fn unreadable<T>(name: &str, error: &std::io::Error) -> Result<T, Finding> {
+fn unreadable<T>(name: &str, error: &std::io::Error) -> Result<T, Box<Finding>> {
     let help = "check the path after --config and the file's mode";
-    Err(whole(name, (0, 0), format!("cannot be read: {error}"), help))
+    Err(Box::new(whole(name, (0, 0), format!("cannot be read: {error}"), help)))
 }
 
 /// A finding about a file as a whole.
