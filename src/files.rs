@@ -78,7 +78,7 @@ pub enum FileError {
 /// When it cannot be read, is larger than `limit` bytes, belongs to a stranger, or its mode lets others meddle.
 pub fn read(path: &Path, secrecy: Secrecy, limit: u64) -> Result<Zeroizing<Vec<u8>>, FileError> {
     let io = |source| FileError::Io { path: path.to_owned(), source };
-    let file = open(path).map_err(io)?;
+    let file = open(path)?;
     let meta = file.metadata().map_err(io)?;
     judge(path, &meta, secrecy)?;
     let mut content = Zeroizing::new(Vec::with_capacity(usize::try_from(meta.len().min(limit)).unwrap_or(0) + 1));
@@ -89,16 +89,19 @@ pub fn read(path: &Path, secrecy: Secrecy, limit: u64) -> Result<Zeroizing<Vec<u
     Ok(content)
 }
 
-/// Opened without blocking, so that a pipe in the file's place cannot hang us.
-fn open(path: &Path) -> std::io::Result<File> {
+/// Opens a regular file without blocking, so that a pipe in its place cannot hang us.
+///
+/// # Errors
+/// When it cannot be opened, or is no regular file.
+pub fn open(path: &Path) -> Result<File, FileError> {
     use rustix::fs::{Mode, OFlags, open};
-    Ok(open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty())?.into())
+    let io = |source| FileError::Io { path: path.to_owned(), source };
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::from(open(path, flags, Mode::empty()).map_err(|errno| io(errno.into()))?);
+    if file.metadata().map_err(io)?.is_file() { Ok(file) } else { Err(FileError::NotAFile { path: path.to_owned() }) }
 }
 
 fn judge(path: &Path, meta: &std::fs::Metadata, secrecy: Secrecy) -> Result<(), FileError> {
-    if !meta.is_file() {
-        return Err(FileError::NotAFile { path: path.to_owned() });
-    }
     if meta.uid() != 0 && meta.uid() != rustix::process::geteuid().as_raw() {
         return Err(FileError::Owner { path: path.to_owned(), owner: meta.uid() });
     }

@@ -16,9 +16,29 @@ pub struct Plugin {
 
 /// Makes a choice between plugins out of a table: an enum that serde reads as a map with exactly one key, and the rows.
 ///
-/// `plugin_choice! { /// docs  pub enum Config in "auth" { "jwt" => Jwt(jwt::Config): "summary", "why"; } }`
+/// `plugin_choice! { /// docs  pub enum Config in "auth" as dyn Login { "jwt" => Jwt(jwt::Config): "summary", "why"; } }`
+///
+/// With `as`, every row's configuration offers that trait, and `chosen` is the one in use: so a new plugin is a line here.
 #[macro_export]
 macro_rules! plugin_choice {
+    ($(#[$meta:meta])* $vis:vis enum $name:ident in $room:literal as $offer:ty {
+        $($key:literal => $variant:ident($config:ty): $summary:literal, $why:literal;)+
+    }) => {
+        $crate::plugin_choice! {
+            $(#[$meta])* $vis enum $name in $room {
+                $($key => $variant($config): $summary, $why;)+
+            }
+        }
+
+        impl $name {
+            /// What the chosen plugin's configuration offers.
+            pub fn chosen(&self) -> &$offer {
+                match self {
+                    $(Self::$variant(config) => config,)+
+                }
+            }
+        }
+    };
     ($(#[$meta:meta])* $vis:vis enum $name:ident in $room:literal {
         $($key:literal => $variant:ident($config:ty): $summary:literal, $why:literal;)+
     }) => {

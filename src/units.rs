@@ -28,8 +28,40 @@ pub enum UnitError {
     Mode,
 }
 
-const SPAN_PATTERN: &str = "^[0-9]{1,9}(ms|s|m|h)$";
-const MODE_PATTERN: &str = "^0[0-7]{3}$";
+/// The pattern of a [`Span`].
+pub const SPAN_PATTERN: &str = "^[0-9]{1,9}(ms|s|m|h)$";
+/// The pattern of a [`Span`] that is compared with times of whole seconds: milliseconds would be lost.
+pub const SECONDS_PATTERN: &str = "^[0-9]{1,9}(s|m|h)$";
+/// The pattern of a [`Mode`].
+pub const MODE_PATTERN: &str = "^0[0-7]{3}$";
+/// The pattern of an address and a port: all that it takes is a [`std::net::SocketAddr`].
+pub const ADDRESS_PATTERN: &str = concat!(
+    "^(",
+    r"((25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])",
+    r"|\[(",
+    "([0-9A-Fa-f]{1,4}:){7}([0-9A-Fa-f]{1,4}|:)",
+    "|([0-9A-Fa-f]{1,4}:){6}:[0-9A-Fa-f]{1,4}",
+    "|([0-9A-Fa-f]{1,4}:){5}(:[0-9A-Fa-f]{1,4}){1,2}",
+    "|([0-9A-Fa-f]{1,4}:){4}(:[0-9A-Fa-f]{1,4}){1,3}",
+    "|([0-9A-Fa-f]{1,4}:){3}(:[0-9A-Fa-f]{1,4}){1,4}",
+    "|([0-9A-Fa-f]{1,4}:){2}(:[0-9A-Fa-f]{1,4}){1,5}",
+    "|[0-9A-Fa-f]{1,4}:(:[0-9A-Fa-f]{1,4}){1,6}",
+    "|([0-9A-Fa-f]{1,4}:){1,6}:",
+    "|:((:[0-9A-Fa-f]{1,4}){1,7}|:)",
+    r")\]",
+    "):(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[0-9]{1,4})$",
+);
+
+/// What to write where one of these patterns does not fit; `None` for a pattern of somebody else.
+pub fn form(pattern: &str) -> Option<&'static str> {
+    match pattern {
+        SPAN_PATTERN => Some("write a whole number and one unit in one word, such as 2500ms, 30s, 2m or 1h"),
+        SECONDS_PATTERN => Some("write whole seconds, minutes or hours in one word, such as 90s, 2m or 1h"),
+        MODE_PATTERN => Some("write four octal digits in quotes, such as \"0660\""),
+        ADDRESS_PATTERN => Some("write an IP address and a port, such as 127.0.0.1:8081 or \"[::1]:8081\""),
+        _ => None,
+    }
+}
 
 // === impl Span ===
 
@@ -174,6 +206,40 @@ mod tests {
         assert_eq!(Mode::new(0o7).to_string(), "0007");
         for text in ["660", "0888", "1660", "0o660", ""] {
             assert_eq!(text.parse::<Mode>(), Err(UnitError::Mode), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_fits_the_pattern_of_an_address_is_one() {
+        use std::net::SocketAddr;
+        let schema = serde_json::json!({ "pattern": ADDRESS_PATTERN });
+        let pattern = jsonschema::validator_for(&schema).expect("a pattern");
+        for (text, good) in [
+            ("127.0.0.1:8081", true),
+            ("0.0.0.0:0", true),
+            ("255.255.255.255:65535", true),
+            ("[::1]:8081", true),
+            ("[::]:1", true),
+            ("[fe80::1]:1", true),
+            ("[1:2:3:4:5:6:7:8]:1", true),
+            ("[1:2:3:4:5:6:7::]:1", true),
+            ("[::2:3:4:5:6:7:8]:1", true),
+            ("[1::8]:1", true),
+            ("[1:2::7:8]:1", true),
+            ("256.0.0.1:1", false),
+            ("1.2.3:1", false),
+            ("01.2.3.4:1", false),
+            ("127.0.0.1:65536", false),
+            ("127.0.0.1", false),
+            ("::1:80", false),
+            ("[:::]:1", false),
+            ("[1::2::3]:1", false),
+            ("[1:2:3:4:5:6:7:8:9]:1", false),
+            ("[12345::]:1", false),
+            ("localhost:1", false),
+        ] {
+            assert_eq!(pattern.is_valid(&text.into()), good, "{text}");
+            assert_eq!(text.parse::<SocketAddr>().is_ok(), good, "{text}");
         }
     }
 }

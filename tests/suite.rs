@@ -7,6 +7,7 @@ mod suite {
     #[cfg(feature = "dev")]
     mod bao;
     mod claims;
+    mod commands;
     mod config;
     #[cfg(feature = "dev")]
     mod contract;
@@ -14,6 +15,7 @@ mod suite {
     mod door;
     #[cfg(feature = "dev")]
     mod faults;
+    mod findings;
     #[cfg(feature = "dev")]
     mod flood;
     mod generated;
@@ -24,6 +26,7 @@ mod suite {
     mod inherit;
     #[cfg(feature = "dev")]
     mod logins;
+    mod overlay;
     mod owners;
     mod pages;
     mod peers;
@@ -35,6 +38,8 @@ mod suite {
     mod recovery;
     #[cfg(feature = "dev")]
     mod reload;
+    #[cfg(feature = "dev")]
+    mod reload_refused;
     #[cfg(feature = "dev")]
     mod serve;
     #[cfg(feature = "dev")]

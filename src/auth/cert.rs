@@ -1,6 +1,7 @@
 //! Login with a client certificate: the TLS connection proves who we are, the call names the role.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use schemars::JsonSchema;
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use x509_parser::pem::Pem;
 
 use super::jwt::LOGIN_WITHIN;
-use super::{Attempt, Method, upcoming};
+use super::{Attempt, Login, Method, upcoming};
 use crate::error::{Class, Error};
 use crate::files::{self, Secrecy};
 use crate::request::{BaoCall, Credential, Method as HttpMethod, Purpose};
@@ -45,6 +46,22 @@ fn default_mount() -> String {
 #[derive(Debug)]
 pub struct Cert {
     config: Config,
+}
+
+// === impl Config ===
+
+impl Login for Config {
+    fn method(&self) -> Arc<dyn Method> {
+        Arc::new(Cert::new(self.clone()))
+    }
+
+    fn files(&self) -> Vec<(&'static str, &Path)> {
+        vec![("certFile", &self.cert_file), ("keyFile", &self.key_file)]
+    }
+
+    fn client_identity(&self) -> Option<(PathBuf, PathBuf)> {
+        Some((self.cert_file.clone(), self.key_file.clone()))
+    }
 }
 
 // === impl Cert ===

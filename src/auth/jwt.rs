@@ -1,7 +1,8 @@
 //! Login with a JWT from a file. Its claims are looked at for findings and schedules only; whether it is good is for
 //! OpenBao to say.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
@@ -9,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Attempt, Method, upcoming};
+use super::{Attempt, Login, Method, upcoming};
 use crate::error::{Class, Error};
 use crate::files::{self, Secrecy};
 use crate::request::{BaoCall, Credential, Method as HttpMethod, Purpose};
@@ -76,6 +77,18 @@ pub struct Jwt {
 
 /// The claims as they are: a claim of an unexpected type is a finding, not an obstacle.
 type Claims = serde_json::Map<String, serde_json::Value>;
+
+// === impl Config ===
+
+impl Login for Config {
+    fn method(&self) -> Arc<dyn Method> {
+        Arc::new(Jwt::new(self.clone()))
+    }
+
+    fn files(&self) -> Vec<(&'static str, &Path)> {
+        vec![("file", &self.file)]
+    }
+}
 
 // === impl Jwt ===
 

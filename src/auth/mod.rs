@@ -8,7 +8,7 @@ mod papers;
 mod renewal;
 mod session;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -21,9 +21,23 @@ use crate::request::BaoCall;
 crate::plugin_choice! {
     /// `auth`: how a token is obtained; a map with exactly one key.
     #[schemars(rename = "Auth")]
-    pub enum Config in "auth" {
+    pub enum Config in "auth" as dyn Login {
         "jwt" => Jwt(jwt::Config): "A JWT from a file, which somebody outside the protected cluster issues and renews.", "The default: needs no key material of its own and is short-lived.";
         "cert" => Cert(cert::Config): "A client certificate and its key.", "For nodes that have a machine identity, from files.";
+    }
+}
+
+/// What the configuration of a login method offers. It stands beside the method, so that a new one is a file and a line.
+pub trait Login {
+    /// The method.
+    fn method(&self) -> Arc<dyn Method>;
+
+    /// The files that it names, each with its key.
+    fn files(&self) -> Vec<(&'static str, &Path)>;
+
+    /// Certificate and key that the TLS connection itself must show, when the method wants that.
+    fn client_identity(&self) -> Option<(PathBuf, PathBuf)> {
+        None
     }
 }
 
@@ -55,18 +69,12 @@ pub struct Attempt {
 impl Config {
     /// The method that the configuration names.
     pub fn method(&self) -> Arc<dyn Method> {
-        match self {
-            Self::Jwt(config) => Arc::new(jwt::Jwt::new(config.clone())),
-            Self::Cert(config) => Arc::new(cert::Cert::new(config.clone())),
-        }
+        self.chosen().method()
     }
 
     /// Certificate and key that the TLS connection itself must show, when the method wants that.
     pub fn client_identity(&self) -> Option<(PathBuf, PathBuf)> {
-        match self {
-            Self::Jwt(_) => None,
-            Self::Cert(config) => Some((config.cert_file.clone(), config.key_file.clone())),
-        }
+        self.chosen().client_identity()
     }
 }
 

@@ -1,6 +1,6 @@
 //! `config validate|show|schema|explain`.
 
-use super::{Exit, Files, say};
+use super::{Exit, Files, complain, say};
 use crate::config;
 
 #[derive(Debug, clap::Subcommand)]
@@ -60,7 +60,7 @@ fn loaded(files: &Files, print: impl FnOnce(config::Loaded) -> String) -> Exit {
     match config::load(&files.files) {
         Ok(loaded) => say(&print(loaded)),
         Err(findings) => {
-            eprintln!("{findings}");
+            complain(findings);
             Exit::Configuration
         }
     }

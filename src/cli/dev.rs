@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{Exit, runtime, say};
+use super::{Exit, complain, runtime, say};
 use crate::dev::client::{Client as BaoClient, Endpoint};
 use crate::dev::jwt::Signer;
 use crate::dev::provision::{JwtLogin, Setup, provision};
@@ -33,13 +33,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) fn run(args: &Args) -> Exit {
     let Ok(runtime) = runtime() else {
-        eprintln!("the runtime cannot start");
+        complain("the runtime cannot start");
         return Exit::Unexpected;
     };
     match runtime.block_on(story(args)) {
         Ok(()) => Exit::Ok,
         Err(error) => {
-            eprintln!("the story ended early: {error}");
+            complain(format_args!("the story ended early: {error}"));
             Exit::Unexpected
         }
     }

@@ -3,6 +3,8 @@
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
+use super::complain;
+
 /// Denies all three. What cannot be had is said and is no reason not to start: it protects seeds against other
 /// processes of this node, and without the program the control plane does not start.
 pub(super) fn deny() {
@@ -14,7 +16,7 @@ pub(super) fn deny() {
     ];
     for (what, done) in steps {
         if let Err(error) = done {
-            eprintln!("{what} could not be switched off: {error}");
+            complain(format_args!("{what} could not be switched off: {error}"));
         }
     }
 }

@@ -63,6 +63,7 @@ enum Command {
     #[command(subcommand)]
     Plugins(print::Plugins),
     /// The version.
+    #[command(after_help = "Example:\n  bao-kms-provider version --json")]
     Version {
         /// As JSON.
         #[arg(long)]
@@ -128,6 +129,11 @@ fn say(text: &str) -> Exit {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Exit::Ok,
         Err(_) => Exit::Unexpected,
     }
+}
+
+/// Writes a line to standard error. When nobody reads it the exit code still says what happened; `eprintln!` would panic.
+fn complain(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The runtime that a command runs on.

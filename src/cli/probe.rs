@@ -1,12 +1,12 @@
 //! `probe`: what kube-apiserver would meet at a socket, step by step, as the calling user.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::Serialize;
 
-use super::{Exit, runtime, say};
-use crate::front::client::{Client, ClientError, EncryptResponse};
+use super::{Exit, complain, runtime, say};
+use crate::front::client::{Client, ClientError, Code, EncryptResponse, StatusResponse};
 use crate::key::annotations;
 use crate::units::Span;
 
@@ -35,6 +35,15 @@ struct Step {
     ok: bool,
     millis: f64,
     detail: String,
+    /// What to do about it, when it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    help: Option<&'static str>,
+}
+
+/// Why a step failed, and what to do.
+struct Failure {
+    detail: String,
+    help: &'static str,
 }
 
 #[derive(Default, Serialize)]
@@ -48,26 +57,14 @@ struct Report {
 
 pub(super) fn run(args: &Args) -> Exit {
     let Ok(runtime) = runtime() else {
-        eprintln!("the runtime cannot start");
+        complain("the runtime cannot start");
         return Exit::Unexpected;
     };
     let report = runtime.block_on(probe(args));
     let text = if args.json {
         format!("{}\n", serde_json::to_string_pretty(&report).unwrap_or_default())
     } else {
-        report
-            .steps
-            .iter()
-            .map(|step| {
-                format!(
-                    "{} {:<8} {:>8.2} ms  {}\n",
-                    if step.ok { "ok  " } else { "FAIL" },
-                    step.name,
-                    step.millis,
-                    step.detail
-                )
-            })
-            .collect()
+        report.steps.iter().map(Step::line).collect()
     };
     match say(&text) {
         Exit::Ok if report.ok => Exit::Ok,
@@ -82,40 +79,49 @@ async fn probe(args: &Args) -> Report {
     report
 }
 
+const NOBODY: &str = "start the service; when it runs, its log says why it has no socket";
+const NOT_ALLOWED: &str = "run it as the user that kube-apiserver runs as, or with a group that socket.mode, socket.group and allowPeers let in";
+const UNHEALTHY: &str = "the log and /readyz say more; docs/failure.md says what recovers it";
+const SLOW: &str = "see in the log and in /readyz what is slow, or allow more with --timeout";
+const BROKEN: &str = "kube-apiserver would refuse it too: be sure that this is the socket of a bao-kms-provider";
+
 /// Every step in order; `None` at the first that fails.
 async fn steps(args: &Args, report: &mut Report) -> Option<()> {
-    let within: Duration = args.timeout.get();
-    let connect = async {
-        let connected = tokio::time::timeout(within, Client::connect(&args.socket)).await;
-        connected.map_err(|_| "nobody accepted the connection in time".to_owned())?.map_err(describe)
-    };
-    let client = report.step("connect", connect, |_| args.socket.display().to_string()).await?.with_timeout(within);
+    let within = args.timeout;
+    let connect = async { Client::connect(&args.socket).await.map_err(Failure::of) };
+    let client = report.step("connect", within, connect, |_| args.socket.display().to_string()).await?;
+    let client = client.with_timeout(within.get());
     let status = async {
-        let status = client.status().await.map_err(|error| error.to_string())?;
-        let fits = VERSIONS.contains(&&*status.version) && status.healthz == "ok" && is_key_id(&status.key_id);
-        if fits {
-            Ok(status)
+        let status = client.status().await.map_err(Failure::of)?;
+        let said = || format!("version {:?}, healthz {:?}, key_id {:?}", status.version, status.healthz, status.key_id);
+        if !VERSIONS.contains(&&*status.version) {
+            Err(Failure { detail: said(), help: BROKEN })
+        } else if status.healthz != "ok" {
+            Err(Failure { detail: said(), help: UNHEALTHY })
+        } else if !is_key_id(&status.key_id) {
+            Err(Failure { detail: format!("{}: empty or longer than 1024 bytes", said()), help: BROKEN })
         } else {
-            Err(format!("version {:?}, healthz {:?}, key_id {:?}", status.version, status.healthz, status.key_id))
+            Ok(status)
         }
     };
-    let status =
-        report.step("status", status, |status| format!("{} ok, key_id {}", status.version, status.key_id)).await?;
+    let told = |status: &StatusResponse| format!("{} ok, key_id {}", status.version, status.key_id);
+    let status = report.step("status", within, status, told).await?;
     report.key_id = Some(status.key_id.clone());
     let mut seed = vec![0; 32];
     aws_lc_rs::rand::fill(&mut seed).ok()?;
     let encrypt = async {
-        let sealed = client.encrypt(seed.clone(), "probe").await.map_err(|error| error.to_string())?;
-        judge(&sealed, &status.key_id).map(|()| sealed).map_err(str::to_owned)
+        let sealed = client.encrypt(seed.clone(), "probe").await.map_err(Failure::of)?;
+        judge(&sealed, &status.key_id).map(|()| sealed).map_err(Failure::broken)
     };
-    let sealed = report.step("encrypt", encrypt, |sealed| format!("{} bytes", sealed.ciphertext.len())).await?;
+    let told = |sealed: &EncryptResponse| format!("{} bytes", sealed.ciphertext.len());
+    let sealed = report.step("encrypt", within, encrypt, told).await?;
     let decrypt = async {
         let opened =
             client.decrypt(sealed.ciphertext.to_vec(), "probe", &sealed.key_id, sealed.annotations.clone()).await;
-        let opened = opened.map_err(|error| error.to_string())?;
-        if opened == seed { Ok(()) } else { Err("what came back is not what was sent".to_owned()) }
+        let opened = opened.map_err(Failure::of)?;
+        if opened == seed { Ok(()) } else { Err(Failure::broken("what came back is not what was sent")) }
     };
-    report.step("decrypt", decrypt, |()| "the same 32 bytes came back".to_owned()).await
+    report.step("decrypt", within, decrypt, |()| "the same 32 bytes came back".to_owned()).await
 }
 
 /// What kube-apiserver checks of an Encrypt reply before it uses the seed (`kmsv2/envelope.go`).
@@ -141,32 +147,81 @@ fn is_key_id(text: &str) -> bool {
     (1..=MAX_FIELD).contains(&text.len())
 }
 
-fn describe(error: ClientError) -> String {
-    use std::error::Error;
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let words = inner.to_string();
-        if !text.contains(&words) {
-            text.push_str(&format!(": {words}"));
-        }
-        cause = inner.source();
+// === impl Failure ===
+
+impl Failure {
+    fn broken(detail: &str) -> Self {
+        Self { detail: detail.to_owned(), help: BROKEN }
     }
-    text
+
+    fn of(error: ClientError) -> Self {
+        use std::error::Error;
+        use std::io::ErrorKind;
+        let (mut detail, mut system) = (error.to_string(), None);
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            let words = inner.to_string();
+            if !detail.contains(&words) {
+                detail.push_str(&format!(": {words}"));
+            }
+            system = system.or(inner.downcast_ref::<std::io::Error>().map(std::io::Error::kind));
+            cause = inner.source();
+        }
+        let help = match &error {
+            ClientError::Connect { .. } => match system {
+                Some(ErrorKind::NotFound | ErrorKind::ConnectionRefused) => NOBODY,
+                // Refused by the file's mode, or let in and shown out: the door does that to whom it does not know.
+                _ => NOT_ALLOWED,
+            },
+            ClientError::Call(status) => match status.code() {
+                Code::DeadlineExceeded => SLOW,
+                // What the client makes of its own clock.
+                Code::Cancelled if status.message() == "Timeout expired" => SLOW,
+                // A connection that ends before it answers: shown out, a moment later.
+                Code::Cancelled | Code::Unknown => NOT_ALLOWED,
+                Code::Unavailable if status.source().is_some() => NOT_ALLOWED,
+                _ => UNHEALTHY,
+            },
+        };
+        Self { detail, help }
+    }
 }
 
+// === impl Step ===
+
+impl Step {
+    /// As a person reads it.
+    fn line(&self) -> String {
+        let word = if self.ok { "ok  " } else { "FAIL" };
+        let line = format!("{word} {:<8} {:>8.2} ms  {}\n", self.name, self.millis, self.detail);
+        match self.help {
+            Some(help) => format!("{line}     help: {help}\n"),
+            None => line,
+        }
+    }
+}
+
+// === impl Report ===
+
 impl Report {
+    /// One step, which may take so long; what it cannot do is noted.
     async fn step<T>(
         &mut self,
         name: &'static str,
-        work: impl Future<Output = Result<T, String>>,
+        within: Span,
+        work: impl Future<Output = Result<T, Failure>>,
         tell: impl FnOnce(&T) -> String,
     ) -> Option<T> {
         let began = Instant::now();
-        let outcome = work.await;
+        // A server that accepts and never speaks is not for the client's own clock to find: the connection comes first.
+        let late = |_| Err(Failure { detail: format!("no answer within {within}"), help: SLOW });
+        let outcome = tokio::time::timeout(within.get(), work).await.unwrap_or_else(late);
         let millis = began.elapsed().as_secs_f64() * 1e3;
-        let detail = outcome.as_ref().map_or_else(String::clone, tell);
-        self.steps.push(Step { name, ok: outcome.is_ok(), millis, detail });
+        let (detail, help) = match &outcome {
+            Ok(done) => (tell(done), None),
+            Err(failure) => (failure.detail.clone(), Some(failure.help)),
+        };
+        self.steps.push(Step { name, ok: outcome.is_ok(), millis, detail, help });
         outcome.ok()
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Exit, runtime};
+use super::{Exit, complain, runtime};
 use crate::host::run::Ending;
 use crate::{config, host, telemetry};
 
@@ -15,14 +15,14 @@ pub(super) fn run(files: Vec<PathBuf>) -> Exit {
     let config = match config::load(watch.trying()) {
         Ok(loaded) => loaded.config,
         Err(findings) => {
-            eprintln!("{findings}");
+            complain(findings);
             return Exit::Configuration;
         }
     };
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("the runtime cannot start: {error}");
+            complain(format_args!("the runtime cannot start: {error}"));
             return Exit::Runtime;
         }
     };
@@ -30,22 +30,22 @@ pub(super) fn run(files: Vec<PathBuf>) -> Exit {
         let telemetry = match telemetry::init(&config.telemetry) {
             Ok(guard) => guard,
             Err(error) => {
-                eprintln!("{error}");
+                complain(error);
                 return Exit::Unexpected;
             }
         };
         match host::serve(watch, config, telemetry).await {
             Ending::Signal | Ending::HandedOver => Exit::Ok,
             Ending::NotReady => {
-                eprintln!("this process takes no socket over; the one before goes on serving");
+                complain("this process takes no socket over; the one before goes on serving");
                 Exit::Runtime
             }
             Ending::NoSocket => {
-                eprintln!("no pipeline could get its socket for a minute; the log says why for each");
+                complain("no pipeline could get its socket for a minute; the log says why for each");
                 Exit::Runtime
             }
             Ending::NoSignals => {
-                eprintln!("the process cannot listen for signals");
+                complain("the process cannot listen for signals");
                 Exit::Runtime
             }
         }

@@ -1,102 +1,153 @@
-//! What no schema can say: values that must fit each other.
+//! What no schema can say: values that must fit each other. Each section is checked for itself, so that a mistake in one
+//! does not hide the mistakes in another.
 
 use std::collections::HashSet;
+use std::path::{Component, Path};
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::finding::Finding;
-use super::load::{Origins, is_loopback};
-use super::{Config, Pipeline};
+use super::origins::Origins;
+use super::pointer::join;
 use crate::key::identity::check_namespace;
+use crate::units::Span;
+use crate::{auth, backend, front, host, key, layers, telemetry};
 
-/// Findings across fields.
-pub(super) fn check(config: &Config, origins: &Origins) -> Vec<Finding> {
-    let mut findings = Vec::new();
+/// What the path of a socket may measure, in bytes: the kernel takes 107, and the name is longer while it is made.
+const MAX_SOCKET_PATH: usize = 100;
+
+/// Findings across fields. The document need not hold: a section that does not is left to the schema.
+pub(super) fn check(document: &Value, origins: &Origins) -> Vec<Finding> {
+    let mut checks = Checks { origins, findings: Vec::new() };
     let mut sockets = HashSet::new();
-    for (at, pipeline) in config.pipelines.iter().enumerate() {
+    let pipelines = document.get("pipelines").and_then(Value::as_array);
+    for (at, pipeline) in pipelines.into_iter().flatten().enumerate() {
         let base = format!("/pipelines/{at}");
-        if !sockets.insert(&pipeline.socket.path) {
-            let value = pipeline.socket.path.display().to_string().into();
-            let message = "is the socket of another pipeline as well".to_owned();
-            findings.push(origins.finding(
-                &format!("{base}/socket/path"),
-                message,
-                Some(&value),
-                "give each pipeline a socket of its own",
-            ));
+        if let Some(socket) = section(pipeline, "/socket") {
+            checks.socket(&join(&base, "socket"), &socket, &mut sockets);
         }
-        check_pipeline(&base, pipeline, origins, &mut findings);
+        if let Some(auth) = section(pipeline, "/auth") {
+            checks.auth(&join(&base, "auth"), &auth);
+        }
+        if let Some(backend) = section(pipeline, "/backend") {
+            checks.backend(&join(&base, "backend"), &backend);
+        }
+        if let Some(rotation) = section(pipeline, "/rotation") {
+            checks.rotation(&join(&base, "rotation"), &rotation);
+        }
+        if let Some(health) = section::<key::config::HealthPolicy>(pipeline, "/health") {
+            checks.not_zero(&format!("{base}/health/deepProbeInterval"), health.deep_probe_interval, "5m");
+        }
+        if let Some(layers) = section(pipeline, "/layers") {
+            checks.layers(&join(&base, "layers"), &layers);
+        }
     }
-    if let Some(admin) = config.admin.as_ref().filter(|admin| admin.tls.is_none() && !is_loopback(&admin.listen)) {
-        let value = admin.listen.to_string().into();
-        let message = "is not loopback, and there is no tls".to_owned();
-        let help = "listen on 127.0.0.1, or add admin.tls with certFile, keyFile and clientCaFile";
-        findings.push(origins.finding("/admin/listen", message, Some(&value), help));
+    if let Some(admin) = section(document, "/admin") {
+        checks.admin(&admin);
     }
-    findings
+    if let Some(otlp) = section::<telemetry::config::Otlp>(document, "/telemetry/traces/otlp") {
+        checks.not_zero("/telemetry/traces/otlp/timeout", otlp.timeout, "5s");
+        checks.absolute("/telemetry/traces/otlp/caFile", otlp.ca_file.as_deref());
+    }
+    checks.findings
 }
 
-fn check_pipeline(base: &str, pipeline: &Pipeline, origins: &Origins, findings: &mut Vec<Finding>) {
-    let crate::backend::Config::Transit(transit) = &pipeline.backend;
-    let mut find = |key: &str, message: &str, value: serde_json::Value, help: &str| {
-        findings.push(origins.finding(&format!("{base}/{key}"), message.to_owned(), Some(&value), help));
-    };
-    if let Err(error) = check_namespace(&transit.namespace) {
-        find(
-            "backend/transit/namespace",
-            "is not in its canonical spelling",
-            transit.namespace.clone().into(),
-            &error.to_string(),
-        );
-    }
-    let rotation = &pipeline.rotation;
-    if rotation.activation_delay.get() < rotation.metadata_interval.get() * 2 {
-        let help = "let activationDelay be at least twice metadataInterval, so that every node knows a version before it is used";
-        find(
-            "rotation/activationDelay",
-            "is shorter than twice metadataInterval",
-            rotation.activation_delay.to_string().into(),
-            help,
-        );
-    }
-    if rotation.metadata_interval.get().is_zero() {
-        find("rotation/metadataInterval", "is zero", "0s".into(), "30s is a good value");
-    }
-    let deadline = &pipeline.layers.deadline;
-    if deadline.unnamed > deadline.max {
-        find(
-            "layers/deadline/default",
-            "is longer than max",
-            deadline.unnamed.to_string().into(),
-            "lower default or raise max",
-        );
-    }
-    if deadline.unnamed.get().is_zero() {
-        find("layers/deadline/default", "is zero", "0s".into(), "2500ms is a good value");
-    }
-    let path = &pipeline.socket.path;
-    if path.components().any(|part| matches!(part, std::path::Component::ParentDir)) {
-        find("socket/path", "contains `..`", path.display().to_string().into(), "write the path without it");
-    }
-    for (key, file) in files(pipeline) {
-        if !file.is_absolute() {
-            find(
-                key,
-                "is a relative path",
-                file.display().to_string().into(),
-                "write an absolute path; a service has no folder of its own",
-            );
-        }
-    }
+/// A section that can be read by itself.
+fn section<T: DeserializeOwned>(document: &Value, pointer: &str) -> Option<T> {
+    serde_json::from_value(document.pointer(pointer)?.clone()).ok()
 }
 
-/// The files that a pipeline names, with their keys.
-fn files(pipeline: &Pipeline) -> Vec<(&'static str, &std::path::Path)> {
-    let crate::backend::Config::Transit(transit) = &pipeline.backend;
-    let mut files = match &pipeline.auth {
-        crate::auth::Config::Jwt(jwt) => vec![("auth/jwt/file", jwt.file.as_path())],
-        crate::auth::Config::Cert(cert) => {
-            vec![("auth/cert/certFile", cert.cert_file.as_path()), ("auth/cert/keyFile", cert.key_file.as_path())]
+struct Checks<'a> {
+    origins: &'a Origins,
+    findings: Vec<Finding>,
+}
+
+// === impl Checks ===
+
+impl Checks<'_> {
+    fn find(&mut self, pointer: &str, message: &str, value: impl Into<Value>, help: &str) {
+        self.findings.push(self.origins.finding(pointer, message.to_owned(), Some(&value.into()), help));
+    }
+
+    fn not_zero(&mut self, pointer: &str, span: Span, good: &str) {
+        if span.get().is_zero() {
+            self.find(pointer, "is zero", span.to_string(), &format!("{good} is a good value"));
         }
-    };
-    files.extend(transit.tls.ca_file.as_deref().map(|file| ("backend/transit/tls/caFile", file)));
-    files
+    }
+
+    fn absolute(&mut self, pointer: &str, file: Option<&Path>) {
+        // What is empty has been refused by the schema.
+        if let Some(file) = file.filter(|file| !file.is_absolute() && !file.as_os_str().is_empty()) {
+            let help = "write an absolute path; a service has no folder of its own";
+            self.find(pointer, "is a relative path", file.display().to_string(), help);
+        }
+    }
+
+    fn socket(&mut self, base: &str, socket: &front::Config, others: &mut HashSet<std::path::PathBuf>) {
+        let (pointer, path) = (join(base, "path"), &socket.path);
+        let shown = path.display().to_string();
+        if path.as_os_str().len() > MAX_SOCKET_PATH {
+            let help = "the kernel takes no longer one; a letter outside ASCII is more than one byte";
+            self.find(&pointer, "is longer than 100 bytes", shown.clone(), help);
+        }
+        if path.components().any(|part| matches!(part, Component::ParentDir)) {
+            self.find(&pointer, "contains `..`", shown.clone(), "write the path without it");
+        }
+        if !others.insert(path.clone()) {
+            let help = "give each pipeline a socket of its own";
+            self.find(&pointer, "is the socket of another pipeline as well", shown, help);
+        }
+    }
+
+    fn auth(&mut self, base: &str, auth: &auth::Config) {
+        for (key, file) in auth.chosen().files() {
+            self.absolute(&format!("{base}/{}/{key}", auth.name()), Some(file));
+        }
+    }
+
+    fn backend(&mut self, base: &str, backend: &backend::Config) {
+        let backend::Config::Transit(transit) = backend;
+        self.absolute(&format!("{base}/transit/tls/caFile"), transit.tls.ca_file.as_deref());
+        if let Err(error) = check_namespace(&transit.namespace) {
+            let message = "is not in its canonical spelling";
+            self.find(&format!("{base}/transit/namespace"), message, transit.namespace.clone(), &error.to_string());
+        }
+    }
+
+    fn rotation(&mut self, base: &str, rotation: &key::config::Rotation) {
+        self.not_zero(&join(base, "metadataInterval"), rotation.metadata_interval, "30s");
+        let delay = rotation.activation_delay;
+        if delay.get() < rotation.metadata_interval.get() * 2 {
+            let help = "let activationDelay be at least twice metadataInterval, so that every node knows a version before it is used";
+            let message = "is shorter than twice metadataInterval";
+            self.find(&join(base, "activationDelay"), message, delay.to_string(), help);
+        }
+    }
+
+    fn layers(&mut self, base: &str, layers: &layers::Config) {
+        let deadline = &layers.deadline;
+        let pointer = format!("{base}/deadline/default");
+        self.not_zero(&format!("{base}/deadline/max"), deadline.max, "30s");
+        self.not_zero(&pointer, deadline.unnamed, "2500ms");
+        if deadline.unnamed > deadline.max {
+            self.find(&pointer, "is longer than max", deadline.unnamed.to_string(), "lower default or raise max");
+        }
+    }
+
+    fn admin(&mut self, admin: &host::admin::Config) {
+        match &admin.tls {
+            None if !admin.listen.ip().is_loopback() => {
+                let help = "listen on 127.0.0.1, or add admin.tls with certFile, keyFile and clientCaFile";
+                let message = "is not loopback, and there is no tls";
+                self.find("/admin/listen", message, admin.listen.to_string(), help);
+            }
+            None => {}
+            Some(tls) => {
+                self.absolute("/admin/tls/certFile", Some(&tls.cert_file));
+                self.absolute("/admin/tls/keyFile", Some(&tls.key_file));
+                self.absolute("/admin/tls/clientCaFile", Some(&tls.client_ca_file));
+            }
+        }
+    }
 }

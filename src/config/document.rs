@@ -2,17 +2,19 @@
 
 use serde_json::{Map, Value, json};
 
+use super::outline::{self, resolve};
 use super::schema;
-
-/// How deep sections may nest; a bound against a schema that refers to itself.
-const DEEPEST: usize = 12;
 
 /// `docs/configuration.md`.
 pub fn reference() -> String {
     let schema = schema::whole();
     let mut text = String::from(HEAD);
     text.push_str("| key | default | meaning |\n|---|---|---|\n");
-    rows(&schema, &schema, "", 0, &mut text);
+    for row in outline::rows(&schema) {
+        let star = if row.required { " *" } else { "" };
+        let (default, meaning) = (default(&row.property, &row.target), description(&row.property, &row.target));
+        text.push_str(&format!("| `{}`{star} | {default} | {meaning} |\n", row.path));
+    }
     text.push_str("\n## Environment\n\n| variable | sets |\n|---|---|\n");
     for (variable, path) in super::ENVIRONMENT {
         text.push_str(&format!("| `{variable}` | `{path}` |\n"));
@@ -44,30 +46,6 @@ They win over every file. Nothing that carries identity or secrets can be set th
 validated as one file; `schema/bao-kms-provider.overlay.schema.json` is for editors and CI, and requires nothing.
 ";
 
-fn rows(root: &Value, section: &Value, path: &str, depth: usize, text: &mut String) {
-    let section = resolve(root, section);
-    let required = section.get("required").and_then(Value::as_array);
-    let Some(properties) = section.get("properties").and_then(Value::as_object).filter(|_| depth < DEEPEST) else {
-        return;
-    };
-    for (key, property) in properties {
-        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-        let star = required.is_some_and(|list| list.contains(&json!(key)));
-        let target = resolve(root, property);
-        let items =
-            target.get("items").map(|items| resolve(root, items)).filter(|items| items.get("properties").is_some());
-        let inner = items.as_ref().unwrap_or(&target);
-        let shown = if items.is_some() { format!("{path}[]") } else { path };
-        text.push_str(&format!(
-            "| `{shown}`{} | {} | {} |\n",
-            if star { " *" } else { "" },
-            default(property, &target),
-            description(property, &target)
-        ));
-        rows(root, inner, &shown, depth + 1, text);
-    }
-}
-
 fn default(property: &Value, target: &Value) -> String {
     match property.get("default").or_else(|| target.get("default")) {
         Some(Value::Object(_)) | None => String::new(),
@@ -78,47 +56,37 @@ fn default(property: &Value, target: &Value) -> String {
 fn description(property: &Value, target: &Value) -> String {
     let text = property.get("description").or_else(|| target.get("description"));
     let mut text = text.and_then(Value::as_str).unwrap_or_default().replace('\n', " ");
-    if let Some(words) = words(target) {
-        text.push_str(&format!(" One of {words}."));
+    if let Some(words) = outline::words(target).filter(|words| words.len() > 1) {
+        let words: Vec<_> = words.iter().map(|word| format!("`{word}`")).collect();
+        text.push_str(&format!(" One of {}.", words.join(", ")));
     }
     text
-}
-
-/// The words of an enumeration.
-fn words(target: &Value) -> Option<String> {
-    let from_enum = target.get("enum").and_then(Value::as_array).cloned();
-    let from_branches = target
-        .get("oneOf")
-        .and_then(Value::as_array)
-        .map(|branches| branches.iter().filter_map(|branch| branch.get("const").cloned()).collect::<Vec<_>>());
-    let words = from_enum.or(from_branches).filter(|words| words.len() > 1)?;
-    Some(words.iter().filter_map(Value::as_str).map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", "))
-}
-
-/// Follows `$ref`, and an optional value to what it holds.
-fn resolve(root: &Value, schema: &Value) -> Value {
-    if let Some(pointer) = schema.get("$ref").and_then(Value::as_str) {
-        return root.pointer(pointer.trim_start_matches('#')).cloned().unwrap_or_default();
-    }
-    let some = schema.get("anyOf").and_then(Value::as_array);
-    match some.and_then(|branches| branches.iter().find(|branch| branch.get("$ref").is_some())) {
-        Some(branch) => resolve(root, branch),
-        None => schema.clone(),
-    }
 }
 
 /// `config-examples/full.yaml`: every key with its meaning.
 pub fn full_example() -> String {
     let schema = schema::whole();
     let mut text = String::from(
-        "# Every key, with its default where it has one. Generated from the schema; see docs/configuration.md.\n",
+        "# Every key, with its default where it has one. Generated from the schema; see docs/configuration.md.\n\
+         # What stands behind #| is another choice, in the place of the one above it.\n",
     );
     write(&schema, &schema, &full_values(), 0, &mut text);
     text
 }
 
+/// Choices that the full example does not make, with a value for every key.
+fn other_choices(section: &str) -> Value {
+    match section {
+        "auth" => json!({ "cert": {
+            "mount": "cert", "role": "kms", "certFile": "/var/lib/openbao-kms/client.pem",
+            "keyFile": "/var/lib/openbao-kms/client.key",
+        } }),
+        _ => Value::Null,
+    }
+}
+
 /// A value for every key; those with a default have it.
-pub fn full_values() -> Value {
+fn full_values() -> Value {
     json!({
         "configVersion": "v1",
         "pipelines": [{
@@ -137,7 +105,7 @@ pub fn full_values() -> Value {
                 "expect": { "issuer": "https://issuer.example", "audience": "openbao", "subject": "bao-kms-provider" },
             } },
             "backend": { "transit": {
-                "endpoints": ["https://bao-0.example:8200", "https://bao-1.example:8200"], "namespace": "kms/prod",
+                "endpoints": ["https://bao-0.example:8200", "https://bao-1.example:8200"], "namespace": "",
                 "mount": "transit", "key": "k8s-workload-a-etcd",
                 "tls": { "caFile": "/etc/bao-kms-provider/ca.pem", "serverName": "bao.example" }, "redirectHosts": [],
             } },
@@ -176,6 +144,9 @@ fn write(root: &Value, section: &Value, value: &Value, indent: usize, text: &mut
             Value::Object(map) if !map.is_empty() => {
                 text.push_str(&format!("{pad}{key}:\n"));
                 write(root, &property, inner, indent + 2, text);
+                let mut other = String::new();
+                write(root, &property, &other_choices(key), 0, &mut other);
+                other.lines().for_each(|line| text.push_str(&format!("{pad}  #| {line}\n")));
             }
             Value::Array(list) if list.iter().any(Value::is_object) => {
                 text.push_str(&format!("{pad}{key}:\n"));

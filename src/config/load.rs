@@ -1,14 +1,18 @@
-//! From files to a [`Config`]: read each, merge in order, lay the environment over it, validate, deserialize, check.
+//! From files to a [`Config`]: read each, merge in order, lay the environment over it, validate, check, deserialize. No
+//! step hides the findings of a later one.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use figment::Figment;
+use figment::error::Kind;
 use serde_json::{Map, Value, json};
 
 use super::finding::{Finding, Findings};
+use super::judge::{self, Extent};
+use super::origins::Origins;
+use super::pointer::join;
 use super::source::Source;
-use super::{Config, checks, schema};
+use super::{Config, checks};
 
 /// The environment variables that are heard, with the key path that each sets. Nothing that carries identity or secrets.
 pub const ENVIRONMENT: [(&str, &str); 2] =
@@ -22,13 +26,8 @@ pub struct Loaded {
     pub(super) origins: Origins,
 }
 
-/// Where values come from.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Origins {
-    sources: Vec<Source>,
-    environment: Vec<(&'static str, &'static str)>,
-    names: Vec<String>,
-}
+/// A variable with the key path that it sets, and its value.
+type Variable = ((&'static str, &'static str), String);
 
 /// Loads the files in order, the last one winning.
 ///
@@ -36,44 +35,94 @@ pub(super) struct Origins {
 /// Everything that is wrong, at once.
 pub fn load(files: &[PathBuf]) -> Result<Loaded, Findings> {
     let (mut sources, mut findings) = (Vec::new(), Vec::new());
-    for file in files {
-        match Source::read(file) {
+    for (at, file) in files.iter().enumerate() {
+        match Source::read(at, file) {
             Ok(source) => sources.push(source),
-            Err(found) => findings.extend(found),
+            Err(finding) => findings.push(*finding),
         }
     }
-    if !findings.is_empty() {
+    // What an unreadable file would have said is not missing.
+    let extent = if findings.is_empty() { Extent::Whole } else { Extent::Part };
+    findings.extend(sources.iter().flat_map(|source| source.findings.iter().cloned()));
+    let environment = environment(&mut findings);
+    if sources.is_empty() && !findings.is_empty() {
         return Err(Findings(findings));
     }
-    let environment: Vec<_> =
-        ENVIRONMENT.iter().filter_map(|(variable, _)| Some((*variable, std::env::var(variable).ok()?))).collect();
-    resolve(sources, &environment)
+    resolve(sources, environment, extent, findings)
+}
+
+fn environment(findings: &mut Vec<Finding>) -> Vec<Variable> {
+    let mut heard = Vec::new();
+    for (variable, path) in ENVIRONMENT {
+        match std::env::var(variable) {
+            Ok(value) => heard.push(((variable, path), value)),
+            Err(std::env::VarError::NotPresent) => {}
+            Err(std::env::VarError::NotUnicode(_)) => findings.push(Finding {
+                file: format!("${variable}"),
+                line: 0,
+                column: 0,
+                path: path.to_owned(),
+                message: "is not UTF-8".to_owned(),
+                value: None,
+                help: "set the variable to text, or unset it".to_owned(),
+            }),
+        }
+    }
+    heard
 }
 
 /// The same for what was read already.
-pub(super) fn resolve(sources: Vec<Source>, environment: &[(&'static str, String)]) -> Result<Loaded, Findings> {
+fn resolve(
+    sources: Vec<Source>,
+    environment: Vec<Variable>,
+    extent: Extent,
+    mut findings: Vec<Finding>,
+) -> Result<Loaded, Findings> {
     let (document, origins) = merge(sources, environment)?;
-    let mut findings = schema::validate(&document, &origins);
-    if !findings.is_empty() {
-        findings.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
-        findings.dedup();
-        return Err(Findings(findings));
+    let judged = judge::validate(&document, &origins, extent);
+    findings.extend(judged.findings);
+    findings.extend(checks::check(&judged.document, &origins));
+    let config = serde_json::from_value::<Config>(document.clone());
+    match config {
+        Ok(config) if findings.is_empty() => return Ok(Loaded { config, origins }),
+        Err(_) if findings.is_empty() => findings.push(unfit(&document, &origins)),
+        _ => {}
     }
-    let config: Config = serde_json::from_value(document.clone())
-        .map_err(|error| Findings(vec![origins.finding("", error.to_string(), None, "correct the value")]))?;
-    let findings = checks::check(&config, &origins);
-    if findings.is_empty() { Ok(Loaded { config, origins }) } else { Err(Findings(findings)) }
+    findings.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+    findings.dedup();
+    Err(Findings(findings))
+}
+
+/// What serde refuses although the schema takes it. That is a defect, but the operator still learns which value it is.
+fn unfit(document: &Value, origins: &Origins) -> Finding {
+    // serde_json does not say where; figment's reader keeps the path.
+    let refused = match figment::value::Value::serialize(document) {
+        Ok(value) => value.deserialize::<Config>().err(),
+        Err(error) => Some(error),
+    };
+    let (path, kind) = refused.map_or((Vec::new(), None), |error| (error.path.clone(), Some(error.kind)));
+    let pointer = path.iter().fold(String::new(), |above, key| join(&above, key));
+    // Never the value that it names: that is shown, or not, as every other is.
+    let message = match kind {
+        Some(Kind::InvalidType(_, wanted) | Kind::InvalidValue(_, wanted) | Kind::InvalidLength(_, wanted)) => {
+            format!("cannot be used: it should be {wanted}")
+        }
+        _ => "cannot be used".to_owned(),
+    };
+    let help = "write another value; the schema should have refused this one, so please report it";
+    origins.finding(&pointer, message, document.pointer(&pointer), help)
 }
 
 /// One document out of all files and the environment.
-fn merge(sources: Vec<Source>, environment: &[(&'static str, String)]) -> Result<(Value, Origins), Findings> {
+fn merge(sources: Vec<Source>, environment: Vec<Variable>) -> Result<(Value, Origins), Findings> {
     let mut figment = Figment::new();
     for source in &sources {
         figment = figment.merge(source);
     }
-    let mut document: Value = figment.extract().map_err(|error| {
+    let mut document: Value = figment.extract().map_err(|_| {
         let origins = Origins { sources: sources.clone(), ..Origins::default() };
-        Findings(vec![origins.finding("", error.to_string(), None, "correct the file")])
+        let message = "cannot be merged with the files before it".to_owned();
+        Findings(vec![origins.finding("", message, None, "correct the file; every section must be a map of keys")])
     })?;
     keep_last_choice(&mut document, &sources);
     let mut names: Vec<String> = Vec::new();
@@ -82,19 +131,15 @@ fn merge(sources: Vec<Source>, environment: &[(&'static str, String)]) -> Result
             names.push(name.clone());
         }
     }
-    if let Some(Value::Object(map)) = document.get_mut("pipelines").map(Value::take) {
-        let mut map = map;
-        document["pipelines"] = names.iter().filter_map(|name| map.remove(name)).collect();
+    if let Some(pipelines) = document.get_mut("pipelines")
+        && let Value::Object(map) = pipelines
+    {
+        *pipelines = names.iter().filter_map(|name| map.remove(name)).collect();
     }
-    for (variable, value) in environment {
-        if let Some((_, path)) = ENVIRONMENT.iter().find(|(known, _)| known == variable) {
-            set(&mut document, path, value);
-        }
+    for ((_, path), value) in &environment {
+        set(&mut document, path, value);
     }
-    let environment = environment
-        .iter()
-        .filter_map(|(variable, _)| ENVIRONMENT.iter().find(|(known, _)| known == variable).copied())
-        .collect();
+    let environment = environment.into_iter().map(|(known, _)| known).collect();
     Ok((document, Origins { sources, environment, names }))
 }
 
@@ -115,98 +160,35 @@ fn keep_last_choice(document: &mut Value, sources: &[Source]) {
     }
 }
 
+/// Sets a value, through sections that are absent or null. A section of another type stays, for the schema to refuse.
 fn set(document: &mut Value, path: &str, value: &str) {
     let mut at = document;
     let mut keys = path.split('.').peekable();
     while let Some(key) = keys.next() {
+        if at.is_null() {
+            *at = Value::Object(Map::new());
+        }
         let Some(map) = at.as_object_mut() else { return };
         if keys.peek().is_none() {
             map.insert(key.to_owned(), json!(value));
             return;
         }
-        at = map.entry(key).or_insert_with(|| Value::Object(Map::new()));
+        at = map.entry(key).or_insert(Value::Null);
     }
 }
 
-// === impl Origins ===
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Origins {
-    /// `/pipelines/0/x` as files are searched for it: `/pipelines/<name>/x`.
-    fn by_name(&self, pointer: &str) -> String {
-        let mut parts = pointer.splitn(4, '/').skip(1);
-        let name = match (parts.next(), parts.next().and_then(|index| index.parse::<usize>().ok())) {
-            (Some("pipelines"), Some(index)) => self.names.get(index),
-            _ => None,
-        };
-        match (name, parts.next()) {
-            (Some(name), Some(rest)) => format!("/pipelines/{name}/{rest}"),
-            (Some(name), None) => format!("/pipelines/{name}"),
-            (None, _) => pointer.to_owned(),
-        }
+    #[test]
+    fn what_serde_alone_refuses_has_its_place_and_not_its_value() {
+        let text = "configVersion: v1\npipelines:\n  - name: a\n    socket: { path: /a, mode: hunter2 }\n";
+        let source = Source::parse(0, "file".to_owned(), text).expect("YAML");
+        let (document, origins) = merge(vec![source], Vec::new()).expect("merged");
+        let finding = unfit(&document, &origins);
+        assert_eq!((finding.line, finding.column), (4, 25), "{finding}");
+        assert_eq!(finding.path, "pipelines[a].socket.mode");
+        assert!(!finding.message.contains("hunter2"));
     }
-
-    /// The key path as one writes it.
-    pub(super) fn readable(&self, pointer: &str) -> String {
-        let named = self.by_name(pointer);
-        let mut text = String::new();
-        for (at, part) in named.split('/').skip(1).enumerate() {
-            match (at, text.as_str()) {
-                (1, "pipelines") => text.push_str(&format!("[{part}]")),
-                (0, _) => text.push_str(part),
-                _ if part.parse::<usize>().is_ok() => text.push_str(&format!("[{part}]")),
-                _ => text.push_str(&format!(".{part}")),
-            }
-        }
-        text
-    }
-
-    /// Where the value at this pointer comes from: a file with line, a variable, or nowhere (a default).
-    pub(super) fn of(&self, pointer: &str) -> Option<String> {
-        let dotted = pointer.trim_start_matches('/').replace('/', ".");
-        if let Some((variable, _)) = self.environment.iter().find(|(_, path)| *path == dotted) {
-            return Some(format!("${variable}"));
-        }
-        let named = self.by_name(pointer);
-        let source = self.sources.iter().rev().find(|source| source.places.has(&named))?;
-        let (line, _) = source.places.at(&named)?;
-        Some(format!("{}:{line}", source.name))
-    }
-
-    /// A finding about the value at this pointer, in the file that has the last word on it.
-    pub(super) fn finding(&self, pointer: &str, message: String, value: Option<&Value>, help: &str) -> Finding {
-        let named = self.by_name(pointer);
-        let dotted = pointer.trim_start_matches('/').replace('/', ".");
-        let variable = self.environment.iter().find(|(_, path)| *path == dotted);
-        let exact = self.sources.iter().rev().find(|source| source.places.has(&named));
-        let source = exact.or(self.sources.iter().rev().find(|source| source.places.nearest(&named).is_some()));
-        let place = source.and_then(|source| source.places.nearest(&named)).map_or((0, 0), |(place, _)| place);
-        let first = self.sources.first();
-        let file = source.or(first).map_or_else(|| "configuration".to_owned(), |source| source.name.clone());
-        let secret = named.contains("/auth/") || named.contains("/fingerprint");
-        let (file, (line, column)) = match variable {
-            Some((variable, _)) => (format!("${variable}"), (0, 0)),
-            None => (file, place),
-        };
-        Finding {
-            file,
-            line,
-            column,
-            path: self.readable(pointer),
-            message,
-            value: value.filter(|_| !secret).map(shorten),
-            help: help.to_owned(),
-        }
-    }
-}
-
-/// A value as it fits in a sentence.
-fn shorten(value: &Value) -> String {
-    const MOST: usize = 80;
-    let text = value.to_string();
-    if text.chars().count() <= MOST { text } else { text.chars().take(MOST).chain("...".chars()).collect() }
-}
-
-/// Whether an address is loopback; for the checks.
-pub(super) fn is_loopback(address: &SocketAddr) -> bool {
-    address.ip().is_loopback()
 }

@@ -1,49 +1,46 @@
 //! Where each key of a file stands. The values come from the strict YAML reader; the places come from the events of the
-//! same parser, keyed by path, with the elements of `pipelines` under their names.
+//! same parser, keyed by JSON pointer, with the elements of `pipelines` under their names.
 
 use std::collections::HashMap;
 
 use serde_saphyr::granit_parser::{Event, Parser};
 
+use super::pointer::join;
+
 /// Line and column, both from 1.
 pub(super) type Place = (usize, usize);
 
-/// Path, segments joined by `/`, to place.
+/// Pointer to place.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Places(HashMap<String, Place>);
 
 /// One open collection.
 enum Open {
-    Map { path: String, key: Option<(String, Place)>, named: Option<String> },
+    Map { path: String, key: Option<(String, Place)> },
     List { path: String, next: usize },
 }
 
 // === impl Places ===
 
 impl Places {
-    /// The places of a text that the strict reader has accepted; of any other text, those before the fault.
-    pub(super) fn of(text: &str) -> Self {
+    /// The places of a text that the strict reader has accepted; of any other text, those before the fault. `names` are
+    /// those of its pipelines, in order.
+    pub(super) fn of(text: &str, names: &[String]) -> Self {
         let mut found: Vec<(String, Place)> = Vec::new();
         let mut open: Vec<Open> = Vec::new();
-        let mut names: HashMap<String, String> = HashMap::new();
         for event in Parser::new_from_str(text) {
             let Ok((event, span)) = event else { break };
             let place = (span.start.line(), span.start.col() + 1);
             match event {
                 Event::MappingStart(..) => {
                     let path = step(&mut open, place, &mut found, None);
-                    open.push(Open::Map { path, key: None, named: None });
+                    open.push(Open::Map { path, key: None });
                 }
                 Event::SequenceStart(..) => {
                     let path = step(&mut open, place, &mut found, None);
                     open.push(Open::List { path, next: 0 });
                 }
-                Event::MappingEnd => {
-                    if let Some(Open::Map { path, named: Some(name), .. }) = open.pop() {
-                        names.insert(path, name);
-                    }
-                }
-                Event::SequenceEnd => {
+                Event::MappingEnd | Event::SequenceEnd => {
                     open.pop();
                 }
                 Event::Scalar(text, ..) => {
@@ -55,26 +52,16 @@ impl Places {
                 _ => {}
             }
         }
-        Self(found.into_iter().map(|(path, place)| (by_name(&path, &names), place)).collect())
+        Self(found.into_iter().map(|(path, place)| (by_name(path, names), place)).collect())
     }
 
-    /// The place of a path, or of the nearest thing above it.
-    pub(super) fn nearest(&self, path: &str) -> Option<(Place, bool)> {
-        if let Some(place) = self.0.get(path) {
-            return Some((*place, true));
+    /// The place of a pointer, or of the nearest thing above it: what an anchor brought in stands where its alias does.
+    pub(super) fn nearest(&self, pointer: &str) -> Option<Place> {
+        if let Some(place) = self.0.get(pointer) {
+            return Some(*place);
         }
-        let (above, _) = path.rsplit_once('/')?;
-        self.nearest(above).map(|(place, _)| (place, false))
-    }
-
-    /// Whether the file says something at this very path.
-    pub(super) fn has(&self, path: &str) -> bool {
-        self.0.contains_key(path)
-    }
-
-    /// The place of this very path.
-    pub(super) fn at(&self, path: &str) -> Option<Place> {
-        self.0.get(path).copied()
+        let (above, _) = pointer.rsplit_once('/')?;
+        self.nearest(above)
     }
 }
 
@@ -88,16 +75,13 @@ fn step(open: &mut [Open], place: Place, found: &mut Vec<(String, Place)>, scala
             found.push((path.clone(), place));
             path
         }
-        Some(Open::Map { path, key, named }) => match key.take() {
+        Some(Open::Map { path, key }) => match key.take() {
             None => {
                 *key = Some((scalar.unwrap_or_default().to_owned(), place));
                 path.clone()
             }
             Some((name, at)) => {
-                if let (true, Some(value)) = (name == "name", scalar) {
-                    *named = Some(value.to_owned());
-                }
-                let path = format!("{path}/{name}");
+                let path = join(path, &name);
                 found.push((path.clone(), at));
                 path
             }
@@ -106,17 +90,12 @@ fn step(open: &mut [Open], place: Place, found: &mut Vec<(String, Place)>, scala
 }
 
 /// `/pipelines/0/...` becomes `/pipelines/<name>/...`.
-fn by_name(path: &str, names: &HashMap<String, String>) -> String {
-    let mut parts = path.splitn(4, '/').skip(1);
-    if let (Some("pipelines"), Some(index)) = (parts.next(), parts.next())
-        && let Some(name) = names.get(&format!("/pipelines/{index}"))
-    {
-        return match parts.next() {
-            Some(rest) => format!("/pipelines/{name}/{rest}"),
-            None => format!("/pipelines/{name}"),
-        };
-    }
-    path.to_owned()
+pub(super) fn by_name(pointer: String, names: &[String]) -> String {
+    let Some(rest) = pointer.strip_prefix("/pipelines/") else { return pointer };
+    let (index, below) = rest.split_once('/').map_or((rest, None), |(index, below)| (index, Some(below)));
+    let Some(name) = index.parse::<usize>().ok().and_then(|index| names.get(index)) else { return pointer };
+    let named = join("/pipelines", name);
+    below.map_or_else(|| named.clone(), |below| format!("{named}/{below}"))
 }
 
 #[cfg(test)]
@@ -125,11 +104,12 @@ mod tests {
 
     #[test]
     fn keys_have_their_places() {
-        let places =
-            Places::of("configVersion: v1\npipelines:\n  - socket: { path: /a, mode: \"0660\" }\n    name: x\n");
-        assert_eq!(places.at("/configVersion"), Some((1, 1)));
-        assert_eq!(places.at("/pipelines/x/socket/mode"), Some((3, 25)));
-        assert_eq!(places.nearest("/pipelines/x/socket/none/below"), Some(((3, 5), false)));
-        assert!(!places.has("/admin"));
+        let text = "configVersion: v1\npipelines:\n  - socket: { path: /a, mode: \"0660\" }\n    name: x\n    a/b: 1\n";
+        let places = Places::of(text, &["x".to_owned()]);
+        assert_eq!(places.nearest("/configVersion"), Some((1, 1)));
+        assert_eq!(places.nearest("/pipelines/x/socket/mode"), Some((3, 25)));
+        assert_eq!(places.nearest("/pipelines/x/socket/none/below"), Some((3, 5)));
+        assert_eq!(places.nearest("/pipelines/x/a~1b"), Some((5, 5)));
+        assert_eq!(places.nearest("/admin"), None);
     }
 }

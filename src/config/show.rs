@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 use super::Loaded;
-use super::load::Origins;
+use super::origins::Origins;
+use super::pointer::join;
 
 /// The configuration as YAML that loads again, with the origin of each value behind it.
 pub fn show(loaded: &Loaded) -> String {
@@ -22,7 +23,7 @@ pub fn show(loaded: &Loaded) -> String {
 fn write_map(text: &mut String, map: &serde_json::Map<String, Value>, pointer: &str, indent: usize, origins: &Origins) {
     for (key, value) in map {
         text.push_str(&" ".repeat(indent));
-        write_entry(text, key, value, &format!("{pointer}/{key}"), indent, origins);
+        write_entry(text, key, value, &join(pointer, key), indent, origins);
     }
 }
 
@@ -55,6 +56,6 @@ fn write_element(text: &mut String, element: &Value, pointer: &str, indent: usiz
     for (at, (key, value)) in map.iter().enumerate() {
         text.push_str(&" ".repeat(indent));
         text.push_str(if at == 0 { "- " } else { "  " });
-        write_entry(text, key, value, &format!("{pointer}/{key}"), indent + 2, origins);
+        write_entry(text, key, value, &join(pointer, key), indent + 2, origins);
     }
 }

@@ -1,17 +1,24 @@
 //! One file: read strictly, and offered to figment with `pipelines` as a map by name, so that an overlay meets the
 //! pipeline it means whatever its position.
 
+use std::collections::HashSet;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use figment::value::{Dict, Map};
 use figment::{Metadata, Profile, Provider};
-use serde_json::Value;
+use serde_json::{Number, Value};
 
 use super::finding::Finding;
 use super::place::Places;
+use crate::files::{self, FileError};
 
 /// Larger files are no configuration.
 const MAX_FILE: u64 = 1 << 20;
+/// How the name of a pipeline begins that has none, or another one's: no name of the file can begin like that.
+pub(super) const UNNAMED: char = '#';
+/// Floats below this are whole numbers exactly.
+const EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// A file that could be read.
 #[derive(Clone, Debug)]
@@ -20,105 +27,103 @@ pub(super) struct Source {
     pub(super) places: Places,
     /// Names of its pipelines, in order.
     pub(super) order: Vec<String>,
+    /// What is wrong with the file as one of several; its values are judged with those of the others.
+    pub(super) findings: Vec<Finding>,
     value: Value,
 }
 
 // === impl Source ===
 
 impl Source {
-    /// Reads a file; what keeps it from being read is a finding.
-    pub(super) fn read(path: &Path) -> Result<Self, Vec<Finding>> {
-        use std::io::Read;
+    /// Reads a file, the `at`-th of all; what keeps it from being read is a finding.
+    pub(super) fn read(at: usize, path: &Path) -> Result<Self, Box<Finding>> {
         let name = path.display().to_string();
-        let whole = |message: String, help: &str| {
-            vec![Finding {
-                file: name.clone(),
-                line: 0,
-                column: 0,
-                path: String::new(),
-                message,
-                value: None,
-                help: help.to_owned(),
-            }]
-        };
+        let refuse = |message: String, help: &str| Err(Box::new(whole(&name, (0, 0), message, help)));
         let mut text = String::new();
-        let read = std::fs::File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text));
-        if let Err(error) = read {
-            return Err(whole(format!("cannot be read: {error}"), "check the path after --config and the file's mode"));
+        let opened = match files::open(path) {
+            Ok(file) => file,
+            Err(FileError::NotAFile { .. }) => {
+                return refuse("is not a regular file".to_owned(), "name a file after --config");
+            }
+            Err(FileError::Io { source, .. }) => return unreadable(&name, &source),
+            Err(error) => return refuse(error.to_string(), "name another file after --config"),
+        };
+        if let Err(error) = opened.take(MAX_FILE + 1).read_to_string(&mut text) {
+            return unreadable(&name, &error);
         }
         if text.len() as u64 > MAX_FILE {
-            return Err(whole("is larger than 1 MiB".to_owned(), "this is no configuration file"));
+            return refuse("is larger than 1 MiB".to_owned(), "this is no configuration file; name another one");
         }
-        Self::parse(name, &text)
+        Self::parse(at, name, &text)
     }
 
     /// The same for a text.
-    pub(super) fn parse(name: String, text: &str) -> Result<Self, Vec<Finding>> {
-        let places = Places::of(text);
-        let value: Value = match serde_saphyr::from_str(text) {
+    pub(super) fn parse(at: usize, name: String, text: &str) -> Result<Self, Box<Finding>> {
+        let mut value: Value = match serde_saphyr::from_str(text) {
             Ok(value) => value,
             Err(error) => {
-                let (line, column) = error.location().map_or((0, 0), |at| (at.line() as usize, at.column() as usize));
-                let message = error.to_string().lines().next().unwrap_or("is not YAML").to_owned();
-                let help = "correct the YAML; every key may stand only once".to_owned();
-                let finding = Finding { file: name, line, column, path: String::new(), message, value: None, help };
-                return Err(vec![finding]);
+                let place = error.location().map_or((0, 0), |at| (at.line() as usize, at.column() as usize));
+                // The reader's own words show the lines around the fault, which may hold anything.
+                let message = error.without_snippet().to_string();
+                let message = message.lines().next().unwrap_or("is not YAML").to_owned();
+                let help = "correct the YAML; every key may stand only once";
+                return Err(Box::new(whole(&name, place, message, help)));
             }
         };
         if !value.is_object() {
-            let (message, help) = ("is not a map of keys".to_owned(), "begin with `configVersion: v1`".to_owned());
-            return Err(vec![Finding {
-                file: name,
-                line: 1,
-                column: 1,
-                path: String::new(),
-                message,
-                value: None,
-                help,
-            }]);
+            let help = "begin with `configVersion: v1`";
+            return Err(Box::new(whole(&name, (1, 1), "is not a map of keys".to_owned(), help)));
         }
-        let mut source = Self { name, places, order: Vec::new(), value };
-        let findings = source.name_pipelines();
-        if findings.is_empty() { Ok(source) } else { Err(findings) }
+        make_whole(&mut value);
+        let mut source = Self { name, places: Places::default(), order: Vec::new(), findings: Vec::new(), value };
+        source.name_pipelines(at, text);
+        Ok(source)
     }
 
-    /// Turns the list `pipelines` into a map by `name`.
-    fn name_pipelines(&mut self) -> Vec<Finding> {
-        let Some(Value::Array(list)) = self.value.get_mut("pipelines").map(Value::take) else {
-            return Vec::new();
+    /// Turns the list `pipelines` into a map by `name`, and finds the places.
+    fn name_pipelines(&mut self, file: usize, text: &str) {
+        let written = self.value.get("pipelines").cloned();
+        let list = match &written {
+            Some(Value::Array(list)) => list.as_slice(),
+            _ => &[],
         };
-        let (mut map, mut findings) = (serde_json::Map::new(), Vec::new());
-        for (at, pipeline) in list.into_iter().enumerate() {
-            let path = format!("/pipelines/{at}");
-            let Some(name) = pipeline.get("name").and_then(Value::as_str).map(str::to_owned) else {
-                findings.push(self.finding(
-                    &path,
-                    "has no name",
-                    "give each pipeline a `name`; overlays meet it by that",
-                ));
-                continue;
-            };
-            if map.insert(name.clone(), pipeline).is_some() {
-                let path = format!("/pipelines/{name}");
-                findings.push(self.finding(&path, "stands twice in this file", "give each pipeline a name of its own"));
+        let (mut map, mut taken, mut twice) = (serde_json::Map::new(), HashSet::new(), Vec::new());
+        for (at, pipeline) in list.iter().enumerate() {
+            let name = pipeline.get("name").and_then(Value::as_str).filter(|name| !name.starts_with(UNNAMED));
+            let unnamed = format!("{UNNAMED}{file}.{at}");
+            if let Some(name) = name.filter(|name| !taken.insert(*name)) {
+                twice.push((unnamed.clone(), name.to_owned()));
             }
-            self.order.push(name);
+            let key = name.filter(|name| !map.contains_key(*name)).map_or(unnamed, str::to_owned);
+            map.insert(key.clone(), pipeline.clone());
+            self.order.push(key);
         }
-        self.value["pipelines"] = Value::Object(map);
-        findings
+        self.places = Places::of(text, &self.order);
+        for (key, name) in twice {
+            let help = "give each pipeline a name of its own";
+            let pointer = format!("/pipelines/{key}/name");
+            self.find(&pointer, format!("pipelines[{name}].name"), "stands twice in this file", help);
+        }
+        match written {
+            Some(Value::Array(_)) => self.value["pipelines"] = Value::Object(map),
+            Some(_) => {
+                let help = "write a list, in which each pipeline begins with `- name: ...`";
+                self.find("/pipelines", "pipelines".to_owned(), "is not a list", help);
+                // Merged, it would take the place of the lists of the other files.
+                self.value.as_object_mut().map(|map| map.shift_remove("pipelines"));
+            }
+            None => {}
+        }
     }
 
-    fn finding(&self, path: &str, message: &str, help: &str) -> Finding {
-        let ((line, column), _) = self.places.nearest(path).unwrap_or(((0, 0), false));
-        Finding {
-            file: self.name.clone(),
-            line,
-            column,
-            path: path.trim_start_matches('/').replace('/', "."),
-            message: message.to_owned(),
-            value: None,
-            help: help.to_owned(),
-        }
+    fn find(&mut self, pointer: &str, path: String, message: &str, help: &str) {
+        let place = self.places.nearest(pointer).unwrap_or((0, 0));
+        self.findings.push(Finding { path, ..whole(&self.name, place, message.to_owned(), help) });
+    }
+
+    /// Whether this file says something at a pointer, by itself or through an anchor.
+    pub(super) fn says(&self, pointer: &str) -> bool {
+        self.value.pointer(pointer).is_some()
     }
 
     /// Choices that this file makes: an overlay's choice replaces the one below it instead of standing beside it.
@@ -146,5 +151,30 @@ impl Provider for Source {
     fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
         let dict = figment::value::Value::serialize(&self.value)?.into_dict().unwrap_or_default();
         Ok(Map::from([(Profile::Default, dict)]))
+    }
+}
+
+fn unreadable<T>(name: &str, error: &std::io::Error) -> Result<T, Box<Finding>> {
+    let help = "check the path after --config and the file's mode";
+    Err(Box::new(whole(name, (0, 0), format!("cannot be read: {error}"), help)))
+}
+
+/// A finding about a file as a whole.
+fn whole(name: &str, (line, column): (usize, usize), message: String, help: &str) -> Finding {
+    Finding { file: name.to_owned(), line, column, path: String::new(), message, value: None, help: help.to_owned() }
+}
+
+/// `8192.0` is a whole number to a schema and none to serde: here it becomes one for both.
+fn make_whole(value: &mut Value) {
+    match value {
+        Value::Object(map) => map.values_mut().for_each(make_whole),
+        Value::Array(list) => list.iter_mut().for_each(make_whole),
+        Value::Number(number) => {
+            let float = number.as_f64().filter(|float| number.is_f64() && float.fract() == 0.0 && float.abs() < EXACT);
+            if let Some(float) = float {
+                *number = Number::from(float as i64);
+            }
+        }
+        _ => {}
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+pub use tonic::Code;
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
 

@@ -49,16 +49,35 @@ struct Running {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum PipelineError {
     /// The identity of a running pipeline would change.
-    #[error(
-        "pipeline {name}: {} cannot change while it runs, because objects written before would no longer open; \
-         add a pipeline beside it and migrate, or stop the service first", changed.join(", ")
-    )]
+    #[error("pipeline {name}: {} cannot change while it runs: {}", changed.join(", "), reason(changed))]
     IdentityChanged {
         /// The pipeline's label.
         name: String,
         /// The key paths whose values differ.
         changed: Vec<&'static str>,
     },
+    /// The fingerprint that would be pinned is not the one of what runs, and would close a pipeline that serves.
+    #[error(
+        "pipeline {name}: identity.fingerprint is not the fingerprint of this configuration; pin the one that \
+         `config show` prints, or leave it empty"
+    )]
+    WrongPin {
+        /// The pipeline's label.
+        name: String,
+    },
+}
+
+/// Why these values cannot change, and what to do instead.
+fn reason(changed: &[&str]) -> &'static str {
+    match changed {
+        ["rotation.activationDelay"] => {
+            "other nodes would take a new version into use at another moment; stop the service on every node, change it \
+             everywhere, and start again"
+        }
+        _ => {
+            "objects written before would no longer open; add a pipeline beside it and migrate, or stop the service first"
+        }
+    }
 }
 
 // === impl Pipeline ===
@@ -180,10 +199,16 @@ impl Pipeline {
     /// Whether this configuration may replace the one that runs.
     pub fn check_replacement(&self, next: &Config) -> Result<(), PipelineError> {
         let identity = identity_of(next);
-        match pins(next, &identity).differs_from(&self.fingerprint()) {
-            None => Ok(()),
-            Some(changed) => Err(PipelineError::IdentityChanged { name: next.name.clone(), changed }),
+        let pins = pins(next, &identity);
+        if let Some(changed) = pins.differs_from(&self.fingerprint()) {
+            return Err(PipelineError::IdentityChanged { name: next.name.clone(), changed });
         }
+        let pinned = &next.identity.fingerprint;
+        // A pipeline that is refused for its pin already has nothing to lose, and holds no other one up.
+        if self.running.is_some() && !pinned.is_empty() && pins.differs_from(pinned).is_some() {
+            return Err(PipelineError::WrongPin { name: next.name.clone() });
+        }
+        Ok(())
     }
 
     /// Takes over another configuration of the same identity. What is known of the key stays; the socket stays open unless

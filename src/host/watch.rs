@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use crate::files::{self, FileError};
+
 /// How often the files are read.
 const LOOK: Duration = Duration::from_secs(2);
 /// More of a file than this is no configuration; the loader refuses it as well.
@@ -55,11 +57,16 @@ impl Watch {
 
 /// Of the contents in order; a file that cannot be read counts by the kind of its error.
 fn digest(files: &[PathBuf]) -> Digest {
-    use std::io::Read;
+    use std::io::{Error, Read};
     let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
     for file in files {
         let mut content = Vec::new();
-        let read = std::fs::File::open(file).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut content));
+        // Opened as the loader does: a pipe in the file's place holds nobody up.
+        let opened = files::open(file).map_err(|error| match error {
+            FileError::Io { source, .. } => source,
+            other => Error::other(other),
+        });
+        let read = opened.and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut content));
         if let Err(error) = read {
             content = format!("{:?}", error.kind()).into_bytes();
         }

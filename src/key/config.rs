@@ -4,14 +4,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Outage;
-use crate::units::Span;
+use crate::units::{SECONDS_PATTERN, Span};
 
 /// `rotation`: when a new Transit version is taken into use.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Rotation {
     /// How long after its creation a version becomes active, by OpenBao's clock; the same on every node, and at least
-    /// twice metadataInterval. Default 2m.
+    /// twice metadataInterval; whole seconds, because OpenBao's clock has no finer ones. Default 2m.
+    #[schemars(regex(pattern = SECONDS_PATTERN))]
     pub activation_delay: Span,
     /// How often the key's metadata is read, with jitter. Default 30s.
     pub metadata_interval: Span,

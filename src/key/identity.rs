@@ -213,4 +213,46 @@ pub(crate) mod tests {
         assert_eq!(moved.differs_from(&pinned), Some(vec!["identity.clusterId", "rotation.activationDelay"]));
         assert_eq!(pins.differs_from("nonsense"), Some(vec![]));
     }
+
+    /// The algorithm is frozen: pins stand in files that outlive this program. Computed by hand from its description.
+    const GOLDEN: &str = "obf1.lzlonw9ZnYCteEsFBosXwU-f.WcHh3aS7B4oAsEcgxbY576KjqFHhIkdHStE4L4AAMMM";
+
+    #[test]
+    fn the_fingerprint_is_what_it_always_was() {
+        let identity = Identity::new(&config(), "kms/prod").expect("namespace");
+        let pins = Pins { identity: &identity, mount: "transit", key: "k8s", activation_delay_ms: 120_000 };
+        assert_eq!(pins.fingerprint(), GOLDEN);
+    }
+
+    #[test]
+    fn each_of_nine_values_changes_the_fingerprint_and_is_named() {
+        let identity = Identity::new(&config(), "kms/prod").expect("namespace");
+        let pins = Pins { identity: &identity, mount: "transit", key: "k8s", activation_delay_ms: 120_000 };
+        let altered = |alter: fn(&mut Identity)| {
+            let mut other = identity.clone();
+            alter(&mut other);
+            other
+        };
+        let identities = [
+            ("identity.providerName", altered(|other| other.provider_name.push('x'))),
+            ("identity.clusterId", altered(|other| other.cluster_id.push('x'))),
+            ("identity.openbaoId", altered(|other| other.openbao_id.push('x'))),
+            ("backend.transit.namespace", altered(|other| other.namespace = None)),
+            ("identity.transitMountId", altered(|other| other.transit_mount_id.push('x'))),
+            ("identity.keyLineageId", altered(|other| other.key_lineage_id.push('x'))),
+        ];
+        for (name, identity) in &identities {
+            let other = Pins { identity, ..pins.clone() };
+            assert_ne!(other.fingerprint(), GOLDEN, "{name}");
+            assert_eq!(other.differs_from(GOLDEN), Some(vec![*name]));
+        }
+        for (name, other) in [
+            ("backend.transit.mount", Pins { mount: "other", ..pins.clone() }),
+            ("backend.transit.key", Pins { key: "other", ..pins.clone() }),
+            ("rotation.activationDelay", Pins { activation_delay_ms: 120_001, ..pins.clone() }),
+        ] {
+            assert_ne!(other.fingerprint(), GOLDEN, "{name}");
+            assert_eq!(other.differs_from(GOLDEN), Some(vec![name]));
+        }
+    }
 }

@@ -89,6 +89,7 @@ pub struct Otlp {
     pub timeout: Span,
     /// PEM file with the CA of an https collector; the system's roots when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub ca_file: Option<PathBuf>,
 }
 

@@ -1,9 +1,12 @@
-//! The configuration: examples load and validate, generated files are current, and every mistake is said with its place.
+//! The configuration: examples load and validate, generated files are current, and schema, structs, tables and pages say
+//! the same.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
-use bao_kms_provider::config::{self, Config, document, schema};
+use bao_kms_provider::config::{self, Config, Finding, document, schema};
+use bao_kms_provider::plugin::Plugin;
+use bao_kms_provider::{auth, backend, host, layers};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -11,7 +14,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn example(name: &str) -> PathBuf {
+pub fn example(name: &str) -> PathBuf {
     root().join("config-examples").join(name)
 }
 
@@ -56,180 +59,128 @@ fn every_example_loads_and_validates() {
     assert!(merged.admin.is_some());
 }
 
-#[test]
-fn the_full_example_shows_every_key() {
-    let shown = std::fs::read_to_string(example("full.yaml")).expect("full.yaml");
-    let reference = document::reference();
-    for row in reference.lines().filter(|line| line.starts_with("| `")) {
-        let path = row.split('`').nth(1).unwrap_or_default();
-        let key = path.rsplit('.').next().unwrap_or_default().trim_end_matches("[]");
-        if !path.contains("auth.cert") && !key.starts_with("BAO_") {
-            assert!(shown.contains(&format!("{key}:")), "{path}");
+/// Key paths as the reference page writes them, with the values that stand there.
+fn paths(value: &Value, at: &str, out: &mut Vec<(String, Value)>) {
+    for (key, inner) in value.as_object().into_iter().flatten() {
+        let path = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+        match inner {
+            Value::Array(list) if list.iter().any(Value::is_object) => {
+                out.push((format!("{path}[]"), Value::Null));
+                list.iter().for_each(|element| paths(element, &format!("{path}[]"), out));
+            }
+            inner => {
+                out.push((path.clone(), inner.clone()));
+                paths(inner, &path, out);
+            }
         }
     }
 }
 
-fn load_text(text: &str) -> Result<Config, String> {
+/// Rows of the reference page: path, default, meaning.
+fn reference() -> Vec<(String, String, String)> {
+    let page = document::reference();
+    let rows = page.lines().filter(|line| line.starts_with("| `") && !line.contains("`BAO_"));
+    let cells = |line: &str| line.split(" | ").map(|cell| cell.trim_matches(['|', ' ']).to_owned()).collect::<Vec<_>>();
+    rows.map(|line| match cells(line).as_slice() {
+        [path, default, meaning @ ..] => {
+            let default = default.trim_matches('`').to_owned();
+            (path.split('`').nth(1).expect("a path").to_owned(), default, meaning.join(" | "))
+        }
+        other => panic!("{other:?}"),
+    })
+    .collect()
+}
+
+#[test]
+fn the_full_example_shows_every_key_with_its_default() {
+    let text = std::fs::read_to_string(example("full.yaml")).expect("full.yaml");
+    // The other choices stand there as comments.
+    let text: String = text.lines().map(|line| line.replacen("#| ", "", 1) + "\n").collect();
+    let mut shown = Vec::new();
+    paths(&serde_saphyr::from_str(&text).expect("YAML"), "", &mut shown);
+    let rows = reference();
+    let known: Vec<_> = rows.iter().map(|(path, ..)| path).collect();
+    let there: Vec<_> = shown.iter().map(|(path, _)| path).collect();
+    for path in &known {
+        assert!(there.contains(path), "full.yaml does not show {path}");
+    }
+    for path in &there {
+        assert!(known.contains(path), "nobody knows {path}");
+    }
+    let mut compared = 0;
+    for (path, default, _) in rows.iter().filter(|(_, default, _)| !default.is_empty()) {
+        let value = &shown.iter().find(|(shown, _)| shown == path).expect("found above").1;
+        assert_eq!(&value.to_string(), default, "{path}");
+        compared += 1;
+    }
+    assert!(compared > 20, "{compared}");
+}
+
+#[test]
+fn what_a_comment_calls_the_default_is_the_default() {
+    let mut compared = 0;
+    for (path, default, meaning) in reference() {
+        let Some((_, said)) = meaning.split_once("Default ") else { continue };
+        let said = said.split(['.', ' ']).next().unwrap_or_default().trim_matches('"');
+        let value = default.trim_matches('"');
+        let same = said.parse::<f64>().ok().zip(value.parse::<f64>().ok()).map_or(said == value, |(a, b)| a == b);
+        assert!(same, "{path}: the comment says {said}, the program does {value}");
+        compared += 1;
+    }
+    assert!(compared > 15, "{compared}");
+}
+
+#[test]
+fn the_schema_knows_the_choices_of_the_tables() {
+    let schema = schema::whole();
+    let names = |table: &[Plugin]| table.iter().map(|row| row.name.to_owned()).collect::<BTreeSet<_>>();
+    for (section, table) in [("Auth", auth::Config::TABLE), ("Backend", backend::Config::TABLE)] {
+        let properties = schema["$defs"][section]["properties"].as_object().expect("a choice");
+        assert_eq!(properties.keys().cloned().collect::<BTreeSet<_>>(), names(table), "{section}");
+    }
+    let properties = schema["$defs"]["Layers"]["properties"].as_object().expect("layers");
+    assert!(properties.keys().all(|key| names(layers::TABLE).contains(key)));
+}
+
+#[test]
+fn the_table_of_layers_has_the_order_of_the_stack() {
+    let text = std::fs::read_to_string(root().join("src/layers/mod.rs")).expect("the source");
+    let made = |line: &str, opening: &str| {
+        let module = line.split(opening).nth(1)?.split("::").next()?;
+        module.chars().all(char::is_alphanumeric).then(|| module.to_owned())
+    };
+    let mut order: Vec<_> = text.lines().filter_map(|line| made(line, ".layer_fn(|inner| ")).collect();
+    order.extend(text.lines().filter_map(|line| made(line, "BaoService::new(")));
+    // Made for each address, and led to by what stands above.
+    order.push("endpoint".to_owned());
+    assert_eq!(order, layers::TABLE.iter().map(|layer| layer.name).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_label_of_a_pipeline_is_not_in_its_fingerprint() {
+    let config = load_text(&minimal()).expect("it loads");
+    let renamed = load_text(&minimal().replace("name: workload-a", "name: another")).expect("it loads");
+    let other = load_text(&minimal().replace("k8s-workload-a-etcd", "another")).expect("it loads");
+    let fingerprint = |config: &Config| host::fingerprint(&config.pipelines[0]);
+    assert_eq!(fingerprint(&config), fingerprint(&renamed));
+    assert_ne!(fingerprint(&config), fingerprint(&other));
+}
+
+/// What a file with this text leads to.
+pub fn load(text: &str) -> Result<Config, Vec<Finding>> {
     let dir = tempfile::tempdir().expect("a folder");
     let file = dir.path().join("config.yaml");
     std::fs::write(&file, text).expect("written");
-    config::load(&[file]).map(|loaded| loaded.config).map_err(|findings| findings.to_string())
+    config::load(&[file]).map(|loaded| loaded.config).map_err(|findings| findings.0)
 }
 
-fn minimal() -> String {
+/// The same, with the findings as they are printed.
+pub fn load_text(text: &str) -> Result<Config, String> {
+    load(text).map_err(|findings| findings.iter().map(|finding| format!("{finding}\n")).collect())
+}
+
+pub fn minimal() -> String {
     std::fs::read_to_string(example("minimal.yaml")).expect("minimal.yaml")
-}
-
-#[test]
-fn every_mistake_is_said_with_place_and_help() {
-    let cases = [
-        (
-            "socket: {",
-            "sockte: {",
-            ":5:5: pipelines[workload-a].sockte: is no key of this section",
-            "did you mean `socket`?",
-        ),
-        ("configVersion: v1\n", "", "configVersion: is missing", "add `configVersion`"),
-        ("role: kms", "role: kms, role: b", "duplicate", "every key may stand only once"),
-        ("group: openbao-kms-socket", "mode: 0660", "pipelines[workload-a].socket.mode", "quoted strings"),
-        (
-            "group: openbao-kms-socket",
-            "mode: \"660\"",
-            "socket.mode: does not have the right form (found \"660\")",
-            "\"0660\"",
-        ),
-        ("configVersion: v1", "configVersion: v2", "configVersion", "docs/configuration.md"),
-        ("https://bao.example:8200", "http://bao.example:8200", "endpoints[0]: does not have the right form", "https"),
-        ("/var/lib/openbao-kms/identity.jwt", "identity.jwt", "auth.jwt.file: is a relative path", "absolute path"),
-        (
-            "mount: transit",
-            "mount: transit\n        namespace: kms/..",
-            "namespace: is not in its canonical spelling",
-            "canonical",
-        ),
-        (
-            "providerName: openbao-kms-workload-a",
-            "providerName: \"a b\"",
-            "providerName: does not have the right form",
-            "A-Za-z0-9._-",
-        ),
-        (
-            "    identity:",
-            "    rotation: { activationDelay: 30s, metadataInterval: 30s }\n    identity:",
-            "activationDelay: is shorter than twice",
-            "at least twice",
-        ),
-        (
-            "    identity:",
-            "    rotation: { activationDelay: 30 }\n    identity:",
-            "rotation.activationDelay: has the wrong type",
-            "quoted strings",
-        ),
-        (
-            "    identity:",
-            "    rotation: { activationDelay: \"2 fortnights\" }\n    identity:",
-            "activationDelay: does not have the right form",
-            "30s",
-        ),
-        (
-            "    identity:",
-            "    layers: { retry: { maxAttempts: 0 } }\n    identity:",
-            "layers.retry.maxAttempts",
-            "docs/configuration.md",
-        ),
-    ];
-    for (from, to, place, help) in cases {
-        let text = minimal().replacen(from, to, 1);
-        assert_ne!(text, minimal(), "{from} stands in the example");
-        let said = load_text(&text).expect_err(&text);
-        assert!(said.contains(place) && said.contains(help), "{to}\n{said}");
-    }
-}
-
-#[test]
-fn all_findings_come_at_once_and_secrets_stay_out() {
-    let text = minimal().replacen("socket: {", "socket: { mode: 7,", 1).replacen("role: kms", "role: [ hunter2 ]", 1);
-    let said = load_text(&text).expect_err("two mistakes");
-    assert!(said.contains("socket.mode") && said.contains("auth.jwt.role"), "{said}");
-    assert!(!said.contains("hunter2"), "{said}");
-}
-
-#[test]
-fn an_overlay_of_another_login_replaces_the_one_below() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let overlay = dir.path().join("overlay.yaml");
-    let text = "pipelines: [ { name: workload-a, auth: { cert: { certFile: /a.pem, keyFile: /a.key } } } ]";
-    std::fs::write(&overlay, text).expect("written");
-    let config = config::load(&[example("base.yaml"), overlay]).expect("they merge").config;
-    assert_eq!(config.pipelines[0].auth.name(), "cert");
-}
-
-#[test]
-fn what_show_prints_loads_again_as_the_same() {
-    let loaded = config::load(&[example("base.yaml"), example("node.overlay.yaml")]).expect("loads");
-    let shown = config::show(&loaded);
-    assert!(shown.contains("node.overlay.yaml:6") && shown.contains("# default"), "{shown}");
-    assert!(shown.starts_with("# fingerprint of workload-a: obf1."), "{shown}");
-    assert_eq!(load_text(&shown).expect("loads again"), loaded.config);
-}
-
-fn run(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_bao-kms-provider")).args(arguments).env("NO_COLOR", "1").output().expect("it runs")
-}
-
-#[test]
-fn exit_codes_are_a_contract() {
-    let good = example("minimal.yaml");
-    let good = good.to_str().expect("text");
-    let dir = tempfile::tempdir().expect("a folder");
-    let bad = dir.path().join("bad.yaml");
-    std::fs::write(&bad, "configVersion: v9").expect("written");
-    let cases: [(&[&str], i32); 9] = [
-        (&["config", "validate", "--config", good], 0),
-        (&["config", "explain", "--config", good], 0),
-        (&["plugins", "list", "--json"], 0),
-        (&["version"], 0),
-        (&["man"], 0),
-        (&["config", "validate", "--config", bad.to_str().expect("text")], 3),
-        (&["serve", "--config", "/nonexistent/config.yaml"], 3),
-        (&["nonsense"], 2),
-        (&["probe", "--socket", "/nonexistent/kms.sock"], 4),
-    ];
-    for (arguments, code) in cases {
-        let output = run(arguments);
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-    let explained = String::from_utf8(run(&["config", "explain", "--config", good]).stdout).expect("text");
-    let order =
-        ["trace", "limits", "deadline", "aad", "coalesce", "retry", "batch", "admit", "transit", "token", "endpoint"];
-    let places: Vec<_> = order.iter().map(|name| explained.find(&format!("\n    {name} ")).expect(name)).collect();
-    assert!(places.is_sorted(), "{explained}");
-}
-
-#[test]
-fn help_shows_an_example_and_no_colour_where_none_is_wanted() {
-    for command in ["serve", "probe", "completions", "man"] {
-        let output = run(&[command, "--help"]);
-        let text = String::from_utf8(output.stdout).expect("text");
-        assert_eq!(output.status.code(), Some(0));
-        assert!(text.contains(&format!("Example:\n  bao-kms-provider {command}")), "{text}");
-        assert!(!text.contains('\u{1b}'), "{text}");
-    }
-    for shell in ["bash", "zsh", "fish"] {
-        assert!(String::from_utf8_lossy(&run(&["completions", shell]).stdout).contains("bao-kms-provider"), "{shell}");
-    }
-}
-
-#[cfg(feature = "dev")]
-#[test]
-fn the_quick_start_tells_its_story_and_ends() {
-    let output = run(&["dev", "--once"]);
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(output.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    for wanted in ["EncryptionConfiguration", "obk2.", "under key version 1", "under version 2", "kms.sock"] {
-        assert!(text.contains(wanted), "{wanted}:\n{text}");
-    }
-    assert!(!text.contains('\u{1b}'), "{text}");
 }
 
 /// Everything that serde and the schema can be asked about a document.
@@ -247,8 +198,76 @@ fn pointers(value: &Value, at: &str, out: &mut Vec<String>) {
     }
 }
 
+/// Values at and beyond the edges of what may stand somewhere.
+fn odd_values() -> Vec<Value> {
+    let long = "x".repeat(2_000);
+    vec![
+        json!(""),
+        json!("x"),
+        json!("a b"),
+        json!("/"),
+        json!("/a"),
+        json!(long),
+        json!("\u{0}"),
+        json!("\u{fc}"),
+        json!("0660"),
+        json!("0899"),
+        json!("660"),
+        json!("0s"),
+        json!("1500ms"),
+        json!("999999999h"),
+        json!("9h "),
+        json!("1234567890s"),
+        json!("999.0.0.1:99999"),
+        json!("127.0.0.1:65536"),
+        json!("127.0.0.1:065535"),
+        json!("127.0.0.1:0"),
+        json!("010.0.0.1:1"),
+        json!("[::1]:1"),
+        json!("[:::1]:1"),
+        json!("[1:2:3:4:5:6:7:8:9]:1"),
+        json!("[1:2:3:4:5:6:7::]:1"),
+        json!("[12345::]:1"),
+        json!("[::1.2.3.4]:80"),
+        json!("https://[::1]:1"),
+        json!("v1"),
+        json!("json"),
+        json!("coast"),
+        json!(0),
+        json!(-1),
+        json!(1),
+        json!(2),
+        json!(10),
+        json!(11),
+        json!(240),
+        json!(241),
+        json!(1_024),
+        json!(1_025),
+        json!(65_536),
+        json!(65_537),
+        json!(4_294_967_295_u64),
+        json!(4_294_967_296_u64),
+        json!(u64::MAX),
+        json!(i64::MIN),
+        json!(0.5),
+        json!(1.0),
+        json!(8_192.0),
+        json!(-0.0),
+        json!(1e15),
+        json!(1e300),
+        json!([]),
+        json!([""]),
+        json!([0, 1]),
+        json!([4_294_967_296_u64]),
+        json!([-1]),
+        json!([1.0]),
+        json!({}),
+        json!(false),
+    ]
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Mutations of shape (a key dropped, added, of another type): the schema and serde agree about each.
     #[test]
@@ -282,5 +301,23 @@ proptest! {
         // serde reads a sequence as a struct, field by field; the schema, which comes first, does not.
         let agree = if how == 4 { serde || !schema } else { serde == schema };
         prop_assert!(agree, "{} {}: {}", pointer, how, document);
+    }
+
+    /// Mutations of value: whatever the schema takes the loader can use, and what it refuses has a finding with a path.
+    #[test]
+    fn what_the_schema_takes_serde_takes(which in 0usize..1000, value in 0usize..1000) {
+        let validator = jsonschema::validator_for(&schema::whole()).expect("the schema compiles");
+        let mut document = yaml(&example("full.yaml"));
+        let mut all = Vec::new();
+        pointers(&document, "", &mut all);
+        let (pointer, odd) = (&all[1 + which % (all.len() - 1)], odd_values());
+        *document.pointer_mut(pointer).expect("there") = odd[value % odd.len()].clone();
+        match load(&document.to_string()) {
+            Ok(_) => prop_assert!(validator.is_valid(&document), "{} {}", pointer, document),
+            Err(findings) => for finding in findings {
+                prop_assert!(!finding.help.contains("report it"), "{}: {}", pointer, finding);
+                prop_assert!(finding.line > 0 && !finding.path.is_empty(), "{}: {}", pointer, finding);
+            }
+        }
     }
 }
