@@ -7,6 +7,9 @@ use super::load::{Origins, is_loopback};
 use super::{Config, Pipeline};
 use crate::key::identity::check_namespace;
 
+/// The bits of a mode that speak of everybody.
+const EVERYBODY: u32 = 0o007;
+
 /// Findings across fields.
 pub(super) fn check(config: &Config, origins: &Origins) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -75,6 +78,16 @@ fn check_pipeline(base: &str, pipeline: &Pipeline, origins: &Origins, findings: 
     let path = &pipeline.socket.path;
     if path.components().any(|part| matches!(part, std::path::Component::ParentDir)) {
         find("socket/path", "contains `..`", path.display().to_string().into(), "write the path without it");
+    }
+    // Whoever connects can have any stored seed opened; a mode for everybody needs a list of who that may be.
+    let (mode, peers) = (pipeline.socket.mode, &pipeline.socket.allow_peers);
+    if mode.bits() & EVERYBODY != 0 && peers.uids.is_empty() && peers.gids.is_empty() {
+        find(
+            "socket/mode",
+            "is open to every user, and allowPeers is empty",
+            mode.to_string().into(),
+            "end the mode in 0, as \"0660\" with a group does, or list who may connect under socket.allowPeers",
+        );
     }
     for (key, file) in files(pipeline) {
         if !file.is_absolute() {

@@ -137,12 +137,48 @@ fn every_mistake_is_said_with_place_and_help() {
             "layers.retry.maxAttempts",
             "docs/configuration.md",
         ),
+        (
+            "group: openbao-kms-socket",
+            "mode: \"0666\"",
+            ":5:48: pipelines[workload-a].socket.mode: is open to every user, and allowPeers is empty (found \"0666\")",
+            "socket.allowPeers",
+        ),
+        (
+            "group: openbao-kms-socket",
+            "mode: \"0661\", allowPeers: { uids: [], gids: [] }",
+            "socket.mode: is open to every user",
+            "\"0660\"",
+        ),
+        (
+            "configVersion: v1",
+            "configVersion: v1\nadmin: { listen: \"0.0.0.0:8081\" }",
+            ":3:10: admin.listen: is not loopback, and there is no tls (found \"0.0.0.0:8081\")",
+            "listen on 127.0.0.1, or add admin.tls",
+        ),
+        (
+            "configVersion: v1",
+            "configVersion: v1\nadmin: { listen: \"[::]:8081\" }",
+            "admin.listen: is not loopback",
+            "clientCaFile",
+        ),
     ];
     for (from, to, place, help) in cases {
         let text = minimal().replacen(from, to, 1);
         assert_ne!(text, minimal(), "{from} stands in the example");
         let said = load_text(&text).expect_err(&text);
         assert!(said.contains(place) && said.contains(help), "{to}\n{said}");
+    }
+}
+
+#[test]
+fn what_opens_a_door_to_more_than_the_api_server_is_never_a_default() {
+    let config = load_text(&minimal()).expect("loads");
+    assert_eq!(config.admin, None, "no port unless the file names one");
+    assert_eq!(config.pipelines[0].socket.mode.bits() & 0o007, 0);
+    for peers in ["uids: [ 0 ]", "gids: [ 0 ]"] {
+        let listed = format!("mode: \"0666\", allowPeers: {{ {peers} }}");
+        let text = minimal().replacen("group: openbao-kms-socket", &listed, 1);
+        assert_eq!(load_text(&text).expect("a list says who").pipelines[0].socket.mode.bits(), 0o666);
     }
 }
 
