@@ -3,6 +3,8 @@
 mod suite {
     #[cfg(feature = "dev")]
     mod admin;
+    #[cfg(feature = "dev")]
+    mod asked;
     mod authority;
     #[cfg(feature = "dev")]
     mod bao;
@@ -19,12 +21,20 @@ mod suite {
     mod hostile;
     mod house;
     mod inherit;
+    #[cfg(feature = "dev")]
+    mod key_trouble;
+    #[cfg(feature = "dev")]
+    mod metrics;
     mod pages;
     mod peers;
     #[cfg(feature = "dev")]
     mod pipe;
     mod probe;
     mod puppet;
+    #[cfg(feature = "dev")]
+    mod reload;
+    #[cfg(feature = "dev")]
+    mod secrets;
     #[cfg(feature = "dev")]
     mod serve;
     #[cfg(feature = "dev")]
