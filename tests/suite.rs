@@ -3,6 +3,8 @@
 mod suite {
     #[cfg(feature = "dev")]
     mod admin;
+    #[cfg(feature = "dev")]
+    mod asked;
     mod authority;
     #[cfg(feature = "dev")]
     mod bao;
@@ -24,8 +26,11 @@ mod suite {
     mod hostile;
     mod house;
     mod inherit;
+    mod key_trouble;
     #[cfg(feature = "dev")]
     mod logins;
+    #[cfg(feature = "dev")]
+    mod metrics;
     mod overlay;
     mod owners;
     mod pages;
@@ -40,6 +45,10 @@ mod suite {
     mod reload;
     #[cfg(feature = "dev")]
     mod reload_refused;
+    #[cfg(feature = "dev")]
+    mod reload_taken;
+    #[cfg(feature = "dev")]
+    mod secrets;
     #[cfg(feature = "dev")]
     mod serve;
     #[cfg(feature = "dev")]

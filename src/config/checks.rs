@@ -17,6 +17,9 @@ use crate::{auth, backend, front, host, key, layers, telemetry};
 /// What the path of a socket may measure, in bytes: the kernel takes 107, and the name is longer while it is made.
 const MAX_SOCKET_PATH: usize = 100;
 
+/// The bits of a mode that speak of everybody.
+const EVERYBODY: u32 = 0o007;
+
 /// Findings across fields. The document need not hold: a section that does not is left to the schema.
 pub(super) fn check(document: &Value, origins: &Origins) -> Vec<Finding> {
     let mut checks = Checks { origins, findings: Vec::new() };
@@ -97,6 +100,14 @@ impl Checks<'_> {
         if !others.insert(path.clone()) {
             let help = "give each pipeline a socket of its own";
             self.find(&pointer, "is the socket of another pipeline as well", shown, help);
+        }
+        // Whoever connects can have any stored seed opened; a mode for everybody needs a list of who that may be.
+        let (mode, peers) = (socket.mode, &socket.allow_peers);
+        if mode.bits() & EVERYBODY != 0 && peers.uids.is_empty() && peers.gids.is_empty() {
+            let help =
+                "end the mode in 0, as \"0660\" with a group does, or list who may connect under socket.allowPeers";
+            let message = "is open to every user, and allowPeers is empty";
+            self.find(&join(base, "mode"), message, mode.to_string(), help);
         }
     }
 

@@ -15,7 +15,7 @@ pub struct Config {
     /// Absolute path of the socket, at most 100 bytes.
     #[schemars(with = "String", regex(pattern = "^/.{1,99}$"))]
     pub path: PathBuf,
-    /// Its mode, right from the first instant. Default "0660".
+    /// Its mode, right from the first instant; for everybody only beside allowPeers. Default "0660".
     #[serde(default = "default_mode")]
     pub mode: Mode,
     /// Its group, by name or number; this process's group when absent.

@@ -110,6 +110,31 @@ fn raised_minimum_moves_to_the_lowest_allowed_version_at_once() {
     assert!(View::at(&identity(), &metadata(&[(1, 1)], 1, 2), 9_000, 120, None).is_err());
 }
 
+/// As texts 10 would stand before 9.
+#[test]
+fn versions_are_compared_as_numbers() {
+    let at = |meta: &Metadata, now, before: Option<&View>| View::at(&identity(), meta, now, 120, before).expect("view");
+    let both = metadata(&[(9, 1_000), (10, 5_000)], 9, 0);
+    let nine = at(&both, 5_119, None);
+    assert_eq!((nine.active().number, nine.latest(), nine.next_change(120)), (9, 10, Some(5_120)));
+    for before in [Some(&nine), None] {
+        let ten = at(&both, 5_120, before);
+        assert_eq!((ten.active().number, ten.next_change(120)), (10, None));
+    }
+    let unripe = at(&metadata(&[(9, 8_990), (10, 8_995)], 9, 0), 9_000, None);
+    assert_eq!(unripe.active().number, 9, "the lowest works at once");
+
+    let raised = at(&metadata(&[(9, 1_000), (10, 5_000)], 10, 0), 9_000, Some(&nine));
+    assert_eq!(raised.versions().map(|version| version.number).collect::<Vec<_>>(), [10]);
+    assert!(raised.by_key_id(nine.active().key_id.as_str()).is_none());
+    assert!(!raised.may_encrypt(9) && raised.may_encrypt(10));
+
+    let only_nine = metadata(&[(9, 1_000)], 9, 0);
+    assert_eq!(at(&both, 9_000, None).lost_in(&only_nine), Some(Loss::Behind));
+    assert_eq!(at(&only_nine, 9_000, None).lost_in(&both), None, "a rotation is no loss");
+    assert_eq!(nine.lost_in(&metadata(&[(9, 1_001), (10, 5_000)], 9, 0)), Some(Loss::Recreated));
+}
+
 #[test]
 fn every_input_matters_to_the_key_id() {
     let base = identity();

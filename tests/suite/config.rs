@@ -183,6 +183,18 @@ pub fn minimal() -> String {
     std::fs::read_to_string(example("minimal.yaml")).expect("minimal.yaml")
 }
 
+#[test]
+fn what_opens_a_door_to_more_than_the_api_server_is_never_a_default() {
+    let config = load_text(&minimal()).expect("loads");
+    assert_eq!(config.admin, None, "no port unless the file names one");
+    assert_eq!(config.pipelines[0].socket.mode.bits() & 0o007, 0);
+    for peers in ["uids: [ 0 ]", "gids: [ 0 ]"] {
+        let listed = format!("mode: \"0666\", allowPeers: {{ {peers} }}");
+        let text = minimal().replacen("group: openbao-kms-socket", &listed, 1);
+        assert_eq!(load_text(&text).expect("a list says who").pipelines[0].socket.mode.bits(), 0o666);
+    }
+}
+
 /// Everything that serde and the schema can be asked about a document.
 fn both(document: &Value, validator: &jsonschema::Validator) -> (bool, bool) {
     (serde_json::from_value::<Config>(document.clone()).is_ok(), validator.is_valid(document))

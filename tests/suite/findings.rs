@@ -38,6 +38,13 @@ fn every_mistake_is_said_once_with_place_and_help() {
             "socket.mode: does not have the right form (found \"660\")",
             "\"0660\"",
         ),
+        (
+            with("group: openbao-kms-socket", "mode: \"0666\""),
+            "socket.mode: is open to every user, and allowPeers is empty (found \"0666\")",
+            "socket.allowPeers",
+        ),
+        (with("group: openbao-kms-socket", "mode: \"0661\""), "socket.mode: is open to every user", "\"0660\""),
+        (top("admin: { listen: \"[::]:8081\" }"), "admin.listen: is not loopback", "clientCaFile"),
         (with("group: openbao-kms-socket", "group: 1001"), "socket.group: has the wrong type", "put it in quotes"),
         (with("keyLineageId: 01HXEXAMPLEKEYLINEAGEID", "keyLineageId: 20260101"), "keyLineageId", "put it in quotes"),
         (with("name: workload-a", "name: 1"), "pipelines[0].name: has the wrong type", "put it in quotes"),

@@ -11,10 +11,13 @@ use bao_kms_provider::dev::client::{Client as BaoClient, Endpoint};
 use bao_kms_provider::dev::jwt::Signer;
 use bao_kms_provider::dev::provision::{JwtLogin, Setup, provision};
 use bao_kms_provider::dev::server::{Options, Server};
-use bao_kms_provider::front::client::{Client, StatusResponse};
+use bao_kms_provider::front::client::{Client, ClientError, StatusResponse};
 
 /// How long anything may take before a test gives up; generous, because machines are slow.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The key of the stage, as an administrator names it.
+pub const KEY: &str = "transit/keys/k8s-etcd";
 
 /// An embedded OpenBao with a key, a policy and a role, and the folder of a node.
 pub struct Stage {
@@ -96,10 +99,23 @@ admin: {{ listen: 127.0.0.1:{admin} }}
         BaoClient::new(&endpoint, &self.server.root_token(), None).expect("a client")
     }
 
+    /// The same configuration with a second pipeline `b` at `second.sock`: the first one's text, altered.
+    pub fn with_second(config: &str, alter: impl FnOnce(String) -> String) -> String {
+        let (head, tail) = config.split_once("telemetry:").expect("telemetry");
+        let (_, first) = head.split_once("pipelines:\n").expect("pipelines");
+        let second = alter(first.replace("name: a", "name: b").replace("kms.sock", "second.sock"));
+        format!("{head}{second}telemetry:{tail}")
+    }
+
     /// Starts the program with this configuration.
     pub fn serve(&self, config: &str) -> Program {
+        self.serve_with(config, |_| {})
+    }
+
+    /// The same, with something else about the process as well.
+    pub fn serve_with(&self, config: &str, alter: impl FnOnce(&mut Command)) -> Program {
         let file = self.write("config.yaml", config);
-        Program::start(&file)
+        Program::start(&file, alter)
     }
 
     /// What the admin listener answers.
@@ -118,14 +134,36 @@ admin: {{ listen: 127.0.0.1:{admin} }}
     }
 
     pub async fn client(&self) -> Client {
-        let began = Instant::now();
-        loop {
-            match Client::connect(self.socket()).await {
-                Ok(client) => return client,
-                Err(error) => assert!(began.elapsed() < PATIENCE, "{error}"),
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        connect(&self.socket()).await
+    }
+}
+
+/// A client of the socket at this path, as soon as there is one.
+pub async fn connect(path: &Path) -> Client {
+    let began = Instant::now();
+    loop {
+        match Client::connect(path).await {
+            Ok(client) => return client,
+            Err(error) => assert!(began.elapsed() < PATIENCE, "{error}"),
         }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// What a call that was answered was answered with.
+pub fn code(error: &ClientError) -> tonic::Code {
+    match error {
+        ClientError::Call(status) => status.code(),
+        other => panic!("{other}"),
+    }
+}
+
+/// Waits until something holds.
+pub async fn until(what: &str, holds: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < PATIENCE, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -137,13 +175,12 @@ pub struct Program {
 }
 
 impl Program {
-    fn start(file: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_bao-kms-provider"))
-            .args(["serve", "--config"])
-            .arg(file)
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program starts");
+    /// Starts it with this file; `alter` may change what the process is given.
+    pub fn start(file: &Path, alter: impl FnOnce(&mut Command)) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bao-kms-provider"));
+        command.args(["serve", "--config"]).arg(file).stderr(Stdio::piped());
+        alter(&mut command);
+        let mut child = command.spawn().expect("the program starts");
         let mut stderr = child.stderr.take().expect("piped");
         let output: Arc<Mutex<String>> = Arc::default();
         let sink = output.clone();

@@ -18,7 +18,7 @@ use super::support::{PATIENCE, Stage, status_until};
 
 /// A collector that keeps every span.
 #[derive(Clone, Default)]
-struct Collector(Arc<Mutex<Vec<Span>>>);
+pub struct Collector(Arc<Mutex<Vec<Span>>>);
 
 #[tonic::async_trait]
 impl TraceService for Collector {
@@ -33,12 +33,17 @@ impl TraceService for Collector {
 }
 
 impl Collector {
-    async fn listen(&self) -> String {
+    pub async fn listen(&self) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let server = tonic::transport::Server::builder().add_service(TraceServiceServer::new(self.clone()));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         format!("http://{address}")
+    }
+
+    /// Every span so far.
+    pub fn spans(&self) -> Vec<Span> {
+        self.0.lock().expect("spans").clone()
     }
 
     /// Spans of this trace, when there are at least this many.
@@ -61,7 +66,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn config(stage: &Stage, collector: &str) -> String {
+/// The stage's configuration with this collector.
+pub fn config(stage: &Stage, collector: &str) -> String {
     stage.config("").replace(
         "telemetry: { logs: { level: trace } }",
         &format!("telemetry: {{ logs: {{ level: trace }}, traces: {{ otlp: {{ endpoint: \"{collector}\", timeout: 1s }} }} }}"),

@@ -170,6 +170,16 @@ mod tests {
             (503, plain("no active Vault instance found"), Class::NoLeader),
             (503, plain("node is not active"), Class::NoLeader),
             (404, "{\"errors\":[]}".into(), Class::MountMissing),
+            // Names of paths and words of proxies prove nothing: the status has the first word.
+            (404, plain("no handler for route \"sealed/encrypt/k\". route entry not found."), Class::MountMissing),
+            (404, plain("no handler for route \"no active/x\". route entry not found."), Class::MountMissing),
+            (429, plain("request path \"sealed/encrypt/k\": rate limit quota exceeded"), Class::RateLimited),
+            (403, plain("Vault is sealed"), Class::TokenRejected),
+            (500, plain("cannot reach the sealed store"), Class::ServerError),
+            (500, plain("encryption key not found"), Class::ServerError),
+            (502, plain("Vault is sealed"), Class::NoLeader),
+            (503, "<html>sealed".into(), Class::NoLeader),
+            (404, "<html>no handler for route".into(), Class::BadReply),
             // What stands in front of OpenBao answers in its own words.
             (429, "slow down".into(), Class::RateLimited),
             (502, "<html>".into(), Class::NoLeader),

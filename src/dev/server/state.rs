@@ -114,6 +114,11 @@ impl State {
         self.lock().tokens.live(self.clock.now())
     }
 
+    /// The tokens that are alive, the root token included: for tests that search where none may stand.
+    pub fn tokens(&self) -> Vec<String> {
+        self.lock().tokens.ids(self.clock.now())
+    }
+
     pub(super) fn authority(&self) -> &Authority {
         &self.authority
     }

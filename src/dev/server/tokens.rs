@@ -247,6 +247,11 @@ impl Tokens {
         self.by_id.retain(|other, _| other == id);
     }
 
+    /// Those that are alive.
+    pub fn ids(&self, now: SystemTime) -> Vec<String> {
+        self.by_id.values().filter(|token| token.is_alive(now)).map(|token| token.id.clone()).collect()
+    }
+
     /// How many are alive.
     pub fn live(&self, now: SystemTime) -> usize {
         self.by_id.values().filter(|token| token.is_alive(now)).count()
