@@ -10,6 +10,8 @@ mod suite {
     #[cfg(feature = "dev")]
     mod contract;
     mod deploy;
+    #[cfg(feature = "dev")]
+    mod disk;
     mod door;
     #[cfg(feature = "dev")]
     mod faults;
@@ -19,6 +21,14 @@ mod suite {
     mod hostile;
     mod house;
     mod inherit;
+    #[cfg(feature = "dev")]
+    mod isolation;
+    #[cfg(feature = "dev")]
+    mod load;
+    #[cfg(feature = "dev")]
+    mod nodes;
+    #[cfg(feature = "dev")]
+    mod outages;
     mod pages;
     mod peers;
     #[cfg(feature = "dev")]
@@ -26,12 +36,16 @@ mod suite {
     mod probe;
     mod puppet;
     #[cfg(feature = "dev")]
+    mod rotation;
+    #[cfg(feature = "dev")]
     mod serve;
     #[cfg(feature = "dev")]
     mod session;
     #[cfg(feature = "dev")]
     mod soak;
     mod socket;
+    #[cfg(feature = "dev")]
+    mod storm;
     #[cfg(feature = "dev")]
     mod stub;
     #[cfg(feature = "dev")]
