@@ -42,8 +42,12 @@ mod suite {
     #[cfg(feature = "dev")]
     mod session;
     #[cfg(feature = "dev")]
+    mod silence;
+    #[cfg(feature = "dev")]
     mod soak;
     mod socket;
+    #[cfg(feature = "dev")]
+    mod standbys;
     #[cfg(feature = "dev")]
     mod storm;
     #[cfg(feature = "dev")]
