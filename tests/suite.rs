@@ -14,6 +14,8 @@ mod suite {
     #[cfg(feature = "dev")]
     mod contract;
     mod deploy;
+    #[cfg(feature = "dev")]
+    mod disk;
     mod door;
     #[cfg(feature = "dev")]
     mod faults;
@@ -26,11 +28,19 @@ mod suite {
     mod hostile;
     mod house;
     mod inherit;
+    #[cfg(feature = "dev")]
+    mod isolation;
     mod key_trouble;
+    #[cfg(feature = "dev")]
+    mod load;
     #[cfg(feature = "dev")]
     mod logins;
     #[cfg(feature = "dev")]
     mod metrics;
+    #[cfg(feature = "dev")]
+    mod nodes;
+    #[cfg(feature = "dev")]
+    mod outages;
     mod overlay;
     mod owners;
     mod pages;
@@ -47,6 +57,7 @@ mod suite {
     mod reload_refused;
     #[cfg(feature = "dev")]
     mod reload_taken;
+    mod rotation;
     #[cfg(feature = "dev")]
     mod secrets;
     #[cfg(feature = "dev")]
@@ -55,9 +66,14 @@ mod suite {
     mod session;
     #[cfg(feature = "dev")]
     mod sigkill;
+    mod silence;
     #[cfg(feature = "dev")]
     mod soak;
     mod socket;
+    #[cfg(feature = "dev")]
+    mod standbys;
+    #[cfg(feature = "dev")]
+    mod storm;
     #[cfg(feature = "dev")]
     mod stub;
     #[cfg(feature = "dev")]

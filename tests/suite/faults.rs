@@ -1,320 +1,244 @@
-//! OpenBao away, slow and wrong, under load: through a real socket and real TLS, with the fault injected.
+//! Faults of OpenBao and of the way to it, a row each: the class and the code that a caller gets, inside the caller's own
+//! time; what Status says; and that everything goes on after the repair, without a restart.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bao_kms_provider::dev::server::{Fault, Options, Server, State};
-use bao_kms_provider::front::client::Client;
+use bao_kms_provider::dev::server::{Fault, Flaw, Line};
+use bao_kms_provider::front::client::{Client, ClientError};
+use tonic::Code;
 
-use super::support::{Stage, status_until};
+use super::load::round;
+use super::support::{Program, Stage, status_until};
 
-/// Callers that write and read back until they are told to stop.
-struct Load {
-    stop: Arc<AtomicBool>,
-    done: Arc<AtomicUsize>,
-    callers: tokio::task::JoinSet<Vec<String>>,
+/// What callers wait: less than any time-out of ours, so that only a deadline that is honoured can answer them.
+const CALLER: Duration = Duration::from_secs(1);
+/// How soon a healthy Status comes after a repair: two seconds are promised, a slow machine may take twice that.
+const REPAIRED: Duration = Duration::from_secs(4);
+
+/// One fault.
+pub(super) struct Row {
+    pub name: &'static str,
+    pub class: &'static str,
+    pub code: Code,
+    /// What Status says while it lasts; nothing when the fault is none of the whole path's.
+    pub status: Option<&'static str>,
 }
 
-impl Load {
-    fn start(client: &Client, callers: usize) -> Self {
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let mut set = tokio::task::JoinSet::new();
-        for at in 0..callers {
-            let (client, stop, done) = (client.clone(), stop.clone(), done.clone());
-            set.spawn(async move {
-                let (mut failures, seed) = (Vec::new(), vec![at as u8; 32]);
-                while !stop.load(Ordering::Relaxed) {
-                    match round(&client, &seed).await {
-                        Ok(()) => _ = done.fetch_add(1, Ordering::Relaxed),
-                        Err(error) => failures.push(error),
-                    }
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                failures
-            });
-        }
-        Self { stop, done, callers: set }
-    }
-
-    fn done(&self) -> usize {
-        self.done.load(Ordering::Relaxed)
-    }
-
-    /// Ends it; what failed.
-    async fn end(self) -> Vec<String> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.callers.join_all().await.into_iter().flatten().collect()
-    }
+/// The program against a stage, and a sample of what it sealed.
+pub(super) struct Scene {
+    stage: Stage,
+    client: Client,
+    program: Program,
 }
 
-async fn round(client: &Client, seed: &[u8]) -> Result<(), String> {
-    let sealed = client.encrypt(seed.to_vec(), "u").await.map_err(|error| format!("Encrypt: {error}"))?;
-    let opened = client.decrypt(sealed.ciphertext.to_vec(), "u", &sealed.key_id, sealed.annotations.clone()).await;
-    let opened = opened.map_err(|error| format!("Decrypt: {error}"))?;
-    if opened == seed { Ok(()) } else { Err("another plaintext".to_owned()) }
-}
+// === impl Scene ===
 
-async fn node(state: &Arc<State>, port: u16) -> Server {
-    let began = Instant::now();
-    loop {
-        match Server::start(Options { state: Some(state.clone()), port, ..Options::default() }).await {
-            Ok(server) => return server,
-            Err(error) => assert!(began.elapsed() < Duration::from_secs(10), "{error}"),
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-fn endpoints(config: &str, first: &str, all: &[String]) -> String {
-    let list: Vec<_> = all.iter().map(|url| format!("\"{url}\"")).collect();
-    config.replace(&format!("\"{first}\""), &list.join(", "))
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn any_of_three_nodes_may_die_and_no_call_is_lost() {
-    let stage = Stage::set().await;
-    let state = stage.server.state().clone();
-    let mut nodes = vec![node(&state, 0).await, node(&state, 0).await, node(&state, 0).await];
-    let urls: Vec<_> = nodes.iter().map(Server::url).collect();
-    let _program = stage.serve(&endpoints(&stage.config(""), &stage.server.url(), &urls));
-    let client = stage.client().await.with_timeout(Duration::from_secs(5));
-    let first = status_until(&client, "ok", |status| status.healthz == "ok").await;
-    let load = Load::start(&client, 16);
-    for at in [0, 1, 2, 0] {
-        let dead = nodes.remove(at);
-        let port = dead.port();
-        // What is on its way breaks off, then nobody listens any more.
-        dead.faults().add("", Fault::Reset);
-        tokio::time::sleep(Duration::from_millis(150)).await;
-        dead.shutdown().await;
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let before = load.done();
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        assert!(load.done() > before, "calls go on while node {at} is dead");
-        nodes.insert(at, node(&state, port).await);
-        assert_eq!(client.status().await.expect("Status").key_id, first.key_id);
-    }
-    // Fail-back: the first of the file is asked again once it answers.
-    let began = Instant::now();
-    let before = nodes[0].calls().of("transit/encrypt");
-    while nodes[0].calls().of("transit/encrypt") < before + 20 {
-        assert!(began.elapsed() < Duration::from_secs(10), "no fail-back");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let done = load.done();
-    assert_eq!(load.end().await, Vec::<String>::new(), "of {done}");
-    assert!(done > 500, "{done} calls are no load");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_black_holed_node_costs_no_call() {
-    let stage = Stage::set().await;
-    let other = node(stage.server.state(), 0).await;
-    let config = endpoints(&stage.config(""), &stage.server.url(), &[stage.server.url(), other.url()]);
-    let program = stage.serve(&config);
-    let client = stage.client().await.with_timeout(Duration::from_secs(3));
-    status_until(&client, "ok", |status| status.healthz == "ok").await;
-    let load = Load::start(&client, 16);
-    stage.server.faults().add("", Fault::Hang);
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    let metrics = stage.admin("/metrics").await.1;
-    assert!(metrics.contains("bao_kms_endpoint_open{pipeline=\"a\",endpoint=\"0\"} 1"), "{metrics}");
-    let before = load.done();
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert!(load.done() > before + 50, "once the breaker is open nobody waits for the dead node");
-    assert_eq!(load.end().await, Vec::<String>::new());
-    drop(program);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_openbao_that_comes_back_is_not_met_by_everybody_at_once() {
-    let stage = Stage::set().await;
-    let _program = stage.serve(&stage.config(""));
-    let client = stage.client().await.with_timeout(Duration::from_secs(5));
-    status_until(&client, "ok", |status| status.healthz == "ok").await;
-    let load = Load::start(&client, 16);
-    let asked = || stage.server.calls().of("transit/encrypt") + stage.server.calls().of("transit/decrypt");
-    stage.server.state().seal();
-    let (before, began) = (asked(), Instant::now());
-    tokio::time::sleep(Duration::from_millis(2_400)).await;
-    let during = asked() - before;
-    // The sixteen that were on their way, one trial each pause, and those that a healthy answer just before let in.
-    assert!(during <= 60, "{during} calls met a sealed OpenBao in {:?}", began.elapsed());
-    stage.server.state().unseal();
-    let unsealed = Instant::now();
-    let before = load.done();
-    while load.done() < before + 16 {
-        assert!(unsealed.elapsed() < Duration::from_secs(4), "calls do not go on");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    assert_eq!(load.end().await, Vec::<String>::new(), "a deadline of 5 s spans an outage of 2.4 s");
-}
-
-/// Each way of being broken in a pipeline of its own, beside fourteen healthy ones.
-#[tokio::test(flavor = "multi_thread")]
-async fn healthy_pipelines_are_unmoved_by_the_trouble_of_others() {
-    let stage = Stage::set().await;
-    let whole = stage.config("    health: { tolerance: 1s }");
-    let (head, rest) = whole.split_once("pipelines:\n").expect("pipelines");
-    let (pipeline, tail) = rest.split_once("telemetry:").expect("telemetry");
-    let (url, jwt, ca) = (stage.server.url(), stage.path("identity.jwt"), stage.path("ca.pem"));
-    let nowhere = format!(
-        "https://127.0.0.1:{}",
-        std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port()
-    );
-    let taken = stage.write("no-socket", "a regular file");
-    let broken = [
-        ("socket", stage.path("p0.sock").display().to_string(), taken.display().to_string(), None),
-        ("jwt", jwt.display().to_string(), "/nowhere/identity.jwt".to_owned(), Some("credential_unavailable")),
-        ("role", "role: kms,".to_owned(), "role: nobody,".to_owned(), Some("login_refused")),
-        ("ca", ca.display().to_string(), "/nowhere/ca.pem".to_owned(), Some("trust_unavailable")),
-        ("key", format!("key: {}", stage.setup.key), "key: another".to_owned(), None),
-        ("openbao", url, nowhere, Some("unreachable")),
-    ];
-    let mut text = format!("{head}pipelines:\n");
-    for at in 0..20 {
-        let mut one = pipeline.replace("name: a", &format!("name: p{at}")).replace("kms.sock", &format!("p{at}.sock"));
-        if let Some((what, from, to, _)) = broken.get(at) {
-            assert!(one.contains(from.as_str()), "{what}");
-            one = one.replace(from.as_str(), to);
-        }
-        text.push_str(&one);
-    }
-    let program = stage.serve(&format!("{text}telemetry:{tail}"));
-    let connect = |at: usize| {
-        let path = stage.path(&format!("p{at}.sock"));
-        async move {
-            let began = Instant::now();
-            loop {
-                match Client::connect(&path).await {
-                    Ok(client) => return client,
-                    Err(error) => assert!(began.elapsed() < Duration::from_secs(20), "p{at}: {error}"),
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        }
-    };
-    let mut loads = Vec::new();
-    for at in broken.len()..20 {
-        let client = connect(at).await;
+impl Scene {
+    pub(super) async fn set() -> Self {
+        let stage = Stage::set().await;
+        let program = stage.serve(&stage.config("    health: { tolerance: 1s }"));
+        let client = stage.client().await.with_timeout(CALLER);
         status_until(&client, "ok", |status| status.healthz == "ok").await;
-        loads.push(Load::start(&client, 1));
+        Self { stage, client, program }
     }
-    for (at, (what, _, _, class)) in broken.iter().enumerate().skip(1) {
-        let client = connect(at).await;
-        let status = status_until(&client, what, |status| status.healthz != "ok" && status.healthz != "starting").await;
-        if let Some(class) = class {
-            assert_eq!(status.healthz, *class, "{what}");
+
+    /// Breaks, looks, repairs, looks again.
+    pub(super) async fn play(&self, row: &Row, break_it: impl FnOnce(&Stage), repair: impl FnOnce(&Stage)) {
+        let Row { name, class, status, .. } = row;
+        let client = &self.client;
+        let sealed = client.encrypt(vec![7; 32], "u").await.expect(name);
+        let counted = |call: &str| {
+            let series = format!("bao_kms_calls_total{{pipeline=\"a\",call=\"{call}\",class=\"{class}\"}}");
+            async move { self.stage.metric(&series).await }
+        };
+        let before = (counted("encrypt").await, counted("decrypt").await);
+        break_it(&self.stage);
+
+        let began = Instant::now();
+        let write = client.encrypt(vec![8; 32], "u").await.err();
+        let took = began.elapsed();
+        self.check(row, "Encrypt", write.expect(name), took);
+        assert_eq!(counted("encrypt").await, before.0 + 1, "{name}: counted under its class");
+        if status.is_some() {
+            let began = Instant::now();
+            let read =
+                client.decrypt(sealed.ciphertext.to_vec(), "u", &sealed.key_id, sealed.annotations.clone()).await;
+            let took = began.elapsed();
+            self.check(row, "Decrypt", read.expect_err(name), took);
+            assert_eq!(counted("decrypt").await, before.1 + 1, "{name}: counted under its class");
         }
+        if let Some(class) = status {
+            let what = format!("{class} while {name}");
+            status_until(client, &what, |status| status.healthz == *class && status.key_id.is_empty()).await;
+        }
+
+        repair(&self.stage);
+        let began = Instant::now();
+        status_until(client, "ok", |status| status.healthz == "ok").await;
+        assert!(began.elapsed() < REPAIRED, "{name}: recovery took {:?}", began.elapsed());
+        round(client, &[9; 32]).await.unwrap_or_else(|error| panic!("{name}: after the repair: {error}"));
     }
-    program.logged("socket_refused").await;
-    assert_eq!(stage.admin("/readyz").await.0, 503, "readiness is that of the whole");
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    for (at, load) in loads.into_iter().enumerate() {
-        let done = load.done();
-        assert_eq!(load.end().await, Vec::<String>::new(), "healthy pipeline {at}");
-        assert!(done > 10, "{done}");
+
+    fn check(&self, row: &Row, call: &str, error: ClientError, took: Duration) {
+        let Row { name, class, code, .. } = row;
+        let ClientError::Call(status) = &error else { panic!("{name}: {call}: {error}") };
+        let says = status.message();
+        assert!(says.starts_with(&format!("{class}: ")), "{name}: {call}: {error}");
+        assert_eq!(status.code(), *code, "{name}: {call}: {error}");
+        let names_the_slow_part = says.contains("(slow part: OpenBao)");
+        assert!(*code != Code::DeadlineExceeded || names_the_slow_part, "{name}: {call}: {error}");
+        assert!(took < CALLER, "{name}: {call} took {took:?}");
+    }
+}
+
+fn row(name: &'static str, class: &'static str, code: Code) -> Row {
+    Row { name, class, code, status: Some(class) }
+}
+
+fn reply(status: u16, body: &str) -> Fault {
+    Fault::Reply { status, body: body.to_owned() }
+}
+
+fn errors(status: u16, text: &str) -> Fault {
+    reply(status, &format!("{{\"errors\":[\"{text}\"]}}\n"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_wrong_answer_has_its_class_its_code_and_an_end() {
+    let scene = Scene::set().await;
+    let html = "<html><body>Bad Gateway</body></html>";
+    let elsewhere = Fault::Redirect("https://192.0.2.1:8200".into());
+    let rows = [
+        (row("a rate limit", "rate_limited", Code::ResourceExhausted), Fault::Limited(None)),
+        (row("a rate limit with a wait", "rate_limited", Code::ResourceExhausted), Fault::Limited(Some(60))),
+        (row("500", "server_error", Code::Unavailable), errors(500, "internal error")),
+        (row("502 of a proxy", "no_leader", Code::Unavailable), reply(502, html)),
+        (row("503 sealed", "sealed", Code::Unavailable), errors(503, "Vault is sealed")),
+        (row("a redirect elsewhere", "redirect_refused", Code::Unavailable), elsewhere),
+        (row("an answer too large", "bad_reply", Code::Unavailable), Fault::Huge(2 << 20)),
+        (row("half a document", "bad_reply", Code::Unavailable), Fault::Malformed),
+        (row("a proxy's page", "bad_reply", Code::Unavailable), reply(200, html)),
+        (
+            Row { name: "another version", class: "wrong_version", code: Code::Internal, status: None },
+            Fault::WrongKeyVersion(9),
+        ),
+    ];
+    for (row, fault) in rows {
+        scene
+            .play(&row, |stage| _ = stage.server.faults().add("transit/", fault), |stage| stage.server.faults().clear())
+            .await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_different_seeds_go_in_few_requests_and_leave_nothing_behind() {
+async fn each_broken_connection_has_its_class_its_code_and_an_end() {
+    let scene = Scene::set().await;
+    let rows = [
+        (row("reset before the answer", "connection_lost", Code::Unavailable), Fault::Reset),
+        (row("reset inside the answer", "connection_lost", Code::Unavailable), Fault::ResetMidBody),
+    ];
+    for (row, fault) in rows {
+        scene.play(&row, |stage| _ = stage.server.faults().add("", fault), |stage| stage.server.faults().clear()).await;
+    }
+}
+
+fn set(stage: &Stage, line: Line) {
+    stage.server.set_line(line).expect("a certificate");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_certificate_that_is_no_good_is_tls_until_either_side_puts_it_right() {
+    let scene = Scene::set().await;
+    let rows = [
+        (row("an expired certificate", "tls", Code::Unavailable), Flaw::Expired),
+        (row("a certificate of another name", "tls", Code::Unavailable), Flaw::OtherName),
+        (row("a certificate of an unknown CA", "tls", Code::Unavailable), Flaw::OtherAuthority),
+    ];
+    for (row, flaw) in rows {
+        scene.play(&row, |stage| set(stage, Line::Shows(flaw)), |stage| set(stage, Line::Open)).await;
+    }
+    // OpenBao moves to another CA for good; our file follows.
+    let row = row("another CA", "tls", Code::Unavailable);
+    let pem = std::cell::OnceCell::new();
+    let moves = |stage: &Stage| {
+        let signer = stage.server.set_line(Line::Shows(Flaw::OtherAuthority)).expect("a certificate");
+        pem.set(signer).expect("once");
+    };
+    let follow = |stage: &Stage| _ = stage.write("ca.pem", pem.get().expect("it has moved"));
+    scene.play(&row, moves, follow).await;
+    assert!(scene.program.output().contains("signed by an unknown CA; see tls.caFile"), "the log says what is wrong");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_that_openbao_asks_for_is_kept_and_ends_at_the_deadline() {
     let stage = Stage::set().await;
     let _program = stage.serve(&stage.config(""));
-    let client = stage.client().await.with_timeout(Duration::from_secs(20));
+    let client = stage.client().await.with_timeout(Duration::from_secs(4));
     status_until(&client, "ok", |status| status.healthz == "ok").await;
-    let mut seeds = Vec::new();
-    for at in 0..1_000_u32 {
-        let mut seed = vec![0; 32];
-        seed[..4].copy_from_slice(&at.to_be_bytes());
-        seeds.push((client.encrypt(seed.clone(), "u").await.expect("Encrypt"), seed));
-    }
-    stage.server.faults().add("transit/decrypt", Fault::Delay(Duration::from_millis(50)));
-    let before = stage.server.calls().of("transit/decrypt");
-    let mut callers = tokio::task::JoinSet::new();
-    for (sealed, seed) in seeds.clone() {
-        let client = client.clone();
-        callers.spawn(async move {
-            let opened = client.decrypt(sealed.ciphertext.to_vec(), "u", &sealed.key_id, sealed.annotations).await;
-            assert_eq!(opened.expect("none is refused"), seed, "each item has its own answer");
-        });
-    }
-    callers.join_all().await;
-    let asked = stage.server.calls().of("transit/decrypt") - before;
-    assert!(asked <= 48, "{asked} requests for 1,000 seeds");
+    let asked = || stage.server.calls().of("transit/encrypt");
 
-    // One that was changed fails alone, in the middle of a batch.
-    let mut callers = tokio::task::JoinSet::new();
-    for (at, (mut sealed, seed)) in seeds.into_iter().take(64).enumerate() {
-        let client = client.clone();
-        callers.spawn(async move {
-            let mut text = sealed.ciphertext.to_vec();
-            if at == 40 {
-                text[30] = if text[30] == b'A' { b'B' } else { b'A' };
-            }
-            let annotations = std::mem::take(&mut sealed.annotations);
-            let opened = client.decrypt(text, "u", &sealed.key_id, annotations).await;
-            match at {
-                40 => assert!(opened.expect_err("changed").to_string().contains("ciphertext_invalid")),
-                _ => assert_eq!(opened.expect("untouched"), seed),
-            }
-        });
-    }
-    callers.join_all().await;
+    stage.server.faults().add_times("transit/encrypt", Fault::Limited(Some(1)), 1);
+    let (before, began) = (asked(), Instant::now());
+    client.encrypt(vec![7; 32], "u").await.expect("after the wait");
+    assert!(began.elapsed() >= Duration::from_secs(1), "it asked again after {:?}", began.elapsed());
+    assert_eq!(asked() - before, 2);
 
-    // Callers that hang up while their batches are on their way.
-    stage.server.faults().clear();
-    let mut sealed = Vec::new();
-    for at in 0..32 {
-        sealed.push(client.encrypt(vec![at; 32], "u").await.expect("Encrypt"));
+    // Nobody waits for what cannot come in time, and OpenBao is left alone meanwhile.
+    stage.server.faults().add_times("transit/encrypt", Fault::Limited(Some(60)), 1);
+    let (before, began) = (asked(), Instant::now());
+    let error = client.encrypt(vec![7; 32], "u").await.err().expect("too long").to_string();
+    assert!(error.contains("rate_limited"), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert_eq!(asked() - before, 1);
+}
+
+/// The program in a mount namespace of its own, where these files stand in the place of the node's.
+fn with_files(config: &Path, files: &[(&Path, &str)]) -> Program {
+    let mut script = String::new();
+    for (at, (_, target)) in files.iter().enumerate() {
+        script.push_str(&format!("mount --bind \"${}\" {target} && ", at + 1));
     }
-    stage.server.faults().add("transit/decrypt", Fault::Hang);
-    let mut callers = tokio::task::JoinSet::new();
-    for one in sealed {
-        let client = client.clone();
-        callers.spawn(async move {
-            let opened = client.decrypt(one.ciphertext.to_vec(), "u", &one.key_id, one.annotations).await;
-            panic!("answered: {}", opened.is_ok());
-        });
-    }
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    callers.abort_all();
-    drop(callers);
-    let began = Instant::now();
-    loop {
-        let metrics = stage.admin("/metrics").await.1;
-        let quiet = [
-            "bao_kms_calls_in_flight{pipeline=\"a\",call=\"decrypt\"} 0",
-            "bao_kms_gathering{pipeline=\"a\"} 0",
-            "bao_kms_slots_used{pipeline=\"a\"} 0",
-        ];
-        if quiet.iter().all(|line| metrics.contains(line)) {
-            break;
-        }
-        assert!(began.elapsed() < Duration::from_secs(10), "something is left behind:\n{metrics}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &format!("{script} exec \"$0\" serve --config \"${}\"", files.len() + 1)]);
+    command.arg(env!("CARGO_BIN_EXE_bao-kms-provider")).args(files.iter().map(|(own, _)| own)).arg(config);
+    Program::spawn(command)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_minimum_raised_inside_the_activation_delay_moves_encrypt_at_once() {
+async fn a_name_that_does_not_resolve_is_name_resolution_until_it_does() {
+    let mut may = std::process::Command::new("unshare");
+    may.args(["--mount", "true"]).stderr(std::process::Stdio::null());
+    if !may.status().is_ok_and(|status| status.success()) {
+        eprintln!("skipped: a resolver of its own needs a mount namespace, which only root may make");
+        return;
+    }
     let stage = Stage::set().await;
-    // So long that neither the delay nor a routine look at the key can be what moves it.
-    let rotation = "rotation: { activationDelay: 1h, metadataInterval: 10m }";
-    let config = stage.config("").replace("rotation: { activationDelay: 1s, metadataInterval: 500ms }", rotation);
-    assert!(config.contains(rotation));
-    let _program = stage.serve(&config);
-    let client = stage.client().await;
-    let first = status_until(&client, "ok", |status| status.healthz == "ok").await;
-    let (bao, key) = (stage.bao(), format!("{}/keys/{}", stage.setup.mount, stage.setup.key));
-    bao.call("POST", &format!("{key}/rotate"), &serde_json::json!({})).await.expect("rotated");
-    bao.call("POST", &format!("{key}/config"), &serde_json::json!({ "min_encryption_version": 2 }))
-        .await
-        .expect("raised");
-    let sealed = client.encrypt(vec![7; 32], "u").await.expect("Encrypt goes on");
-    assert!(sealed.ciphertext.starts_with(b"vault:v2:"));
-    assert_ne!(sealed.key_id, first.key_id);
-    let status = client.status().await.expect("Status");
-    assert_eq!((status.healthz.as_str(), &status.key_id), ("ok", &sealed.key_id), "the next Status announces it");
+    let hosts = stage.write("hosts", "127.0.0.1 localhost\n");
+    // Nothing listens there: a name that is not in the file is asked for in vain, and at once.
+    let resolver = stage.write("resolv.conf", "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n");
+    let url = format!("https://bao.test:{}", stage.server.port());
+    let config = stage
+        .config_of(&[url], "    health: { tolerance: 1s }")
+        .replace("tls: { caFile:", "tls: { serverName: localhost, caFile:");
+    let config = stage.write("config.yaml", &config);
+    let _program = with_files(&config, &[(hosts.as_path(), "/etc/hosts"), (resolver.as_path(), "/etc/resolv.conf")]);
+    let client = stage.client().await.with_timeout(CALLER);
+    status_until(&client, "name_resolution", |status| status.healthz == "name_resolution").await;
+
+    let write = |text: &str| std::fs::write(&hosts, text).expect("written in place");
+    for _again in 0..2 {
+        write("127.0.0.1 localhost bao.test\n");
+        let began = Instant::now();
+        status_until(&client, "ok", |status| status.healthz == "ok").await;
+        assert!(began.elapsed() < REPAIRED, "recovery took {:?}", began.elapsed());
+        round(&client, &[7; 32]).await.expect("it resolves");
+        // The name is asked for again by the next connection.
+        write("127.0.0.1 localhost\n");
+        set(&stage, Line::Open);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let error = client.encrypt(vec![7; 32], "u").await.err().expect("no such name").to_string();
+        assert!(error.contains("name_resolution"), "{error}");
+        status_until(&client, "name_resolution", |status| status.healthz == "name_resolution").await;
+    }
 }

@@ -5,14 +5,14 @@ use std::error::Error as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use bao_kms_provider::front::client::{Client, ClientError};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::inherit::{Program, serve, serve_as};
+use super::load::Load;
 use super::support::{PATIENCE, Stage, status_until};
 
 /// How often the program is replaced.
@@ -22,7 +22,8 @@ const TIMES: u64 = 100;
 pub(super) struct Service {
     first: Option<Program>,
     pub(super) main: Pid,
-    notify: UnixDatagram,
+    /// Each process that is named the main one.
+    named: mpsc::Receiver<Pid>,
     log: PathBuf,
 }
 
@@ -36,13 +37,12 @@ impl Service {
         let file = stage.write("config.yaml", config);
         let path = stage.path("notify");
         let notify = UnixDatagram::bind(&path).expect("a socket");
-        notify.set_read_timeout(Some(PATIENCE)).expect("a time-out");
         let passed = if socket.is_some() { "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=a" } else { "" };
         let (log, notify_at) = (stage.path("log"), path.display());
         let variables = format!("exec 2>>{}; NOTIFY_SOCKET={notify_at} {passed}", log.display());
         let first = serve_as(program, &file, &variables, socket);
         let main = pid(first.0.id());
-        Self { first: Some(first), main, notify, log: stage.path("log") }
+        Self { first: Some(first), main, named: listen(notify), log: stage.path("log") }
     }
 
     pub(super) fn signal(&self, signal: Signal) {
@@ -64,14 +64,7 @@ impl Service {
 
     /// Waits until the service manager is told of another main process; the one before.
     pub(super) fn named(&mut self) -> Pid {
-        let mut message = [0; 512];
-        let next = loop {
-            let length = self.notify.recv(&mut message).expect("a word");
-            let text = String::from_utf8_lossy(&message[..length]).into_owned();
-            if let Some(number) = text.trim().strip_prefix("MAINPID=") {
-                break pid(number.parse().expect("a number"));
-            }
-        };
+        let next = self.named.recv_timeout(PATIENCE).expect("a word");
         std::mem::replace(&mut self.main, next)
     }
 }
@@ -83,6 +76,22 @@ impl Drop for Service {
         }
         let _ = kill_process(self.main, Signal::KILL);
     }
+}
+
+/// Hears everything, as a service manager does: words that nobody takes would hold their sender up.
+fn listen(notify: UnixDatagram) -> mpsc::Receiver<Pid> {
+    let (named, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut message = [0; 512];
+        while let Ok(length) = notify.recv(&mut message) {
+            let text = String::from_utf8_lossy(&message[..length]).into_owned();
+            let number = text.trim().strip_prefix("MAINPID=").and_then(|number| number.parse().ok());
+            if number.is_some_and(|number| named.send(pid(number)).is_err()) {
+                return;
+            }
+        }
+    });
+    receiver
 }
 
 pub(super) fn pid(number: u32) -> Pid {
@@ -125,41 +134,19 @@ fn not_processed(error: &ClientError) -> bool {
     false
 }
 
-/// Seals and opens until told to stop, each call with the API server's time.
-struct Load {
-    stop: Arc<AtomicBool>,
-    done: Arc<AtomicUsize>,
-    callers: tokio::task::JoinSet<Vec<String>>,
-}
-
-impl Load {
-    fn start(path: &Path, callers: usize) -> Self {
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let mut set = tokio::task::JoinSet::new();
-        for at in 0..callers {
-            let (path, stop, done) = (path.to_owned(), stop.clone(), done.clone());
-            set.spawn(async move {
-                let (client, seed) = (Client::connect(path).await.expect("a connection"), vec![at as u8; 32]);
-                let mut failures = Vec::new();
-                while !stop.load(Ordering::Relaxed) {
-                    match round(&client, &seed).await {
-                        Ok(()) => _ = done.fetch_add(1, Ordering::Relaxed),
-                        Err(error) => failures.push(format!("{error:?}")),
-                    }
-                    tokio::time::sleep(Duration::from_millis(2)).await;
-                }
-                failures
-            });
+/// Callers with a connection each that repeat what was not processed.
+pub(super) async fn load(path: &Path, callers: usize) -> Load {
+    let mut clients = Vec::new();
+    for _ in 0..callers {
+        clients.push(Client::connect(path).await.expect("a connection"));
+    }
+    Load::of(callers, Duration::from_millis(2), |at| {
+        let (client, seed) = (clients[at].clone(), vec![at as u8; 32]);
+        move || {
+            let (client, seed) = (client.clone(), seed.clone());
+            async move { round(&client, &seed).await.map_err(|error| format!("{error:?}")) }
         }
-        Self { stop, done, callers: set }
-    }
-
-    /// Ends it; how many went well, and what failed.
-    async fn end(self) -> (usize, Vec<String>) {
-        self.stop.store(true, Ordering::Relaxed);
-        let failures = self.callers.join_all().await.into_iter().flatten().collect();
-        (self.done.load(Ordering::Relaxed), failures)
-    }
+    })
 }
 
 pub(super) async fn round(client: &Client, seed: &[u8]) -> Result<(), ClientError> {
@@ -203,7 +190,7 @@ async fn a_hundred_hand_overs_under_load_lose_no_call() {
     let mut service = Service::start(&stage, &quiet(&stage));
     let client = stage.client().await;
     let first = status_until(&client, "ok", |status| status.healthz == "ok").await;
-    let load = Load::start(&stage.socket(), 8);
+    let load = load(&stage.socket(), 8).await;
     for _ in 0..TIMES {
         service.signal(Signal::USR2);
         tokio::task::block_in_place(|| service.replaced());
@@ -211,9 +198,7 @@ async fn a_hundred_hand_overs_under_load_lose_no_call() {
         let status = Client::connect(stage.socket()).await.expect("a listener").status().await.expect("Status");
         assert_eq!((status.healthz.as_str(), &status.key_id), ("ok", &first.key_id));
     }
-    let (done, failures) = load.end().await;
-    assert_eq!(failures, Vec::<String>::new(), "of {done}");
-    assert!(done > 500, "{done} calls are no load");
+    load.end().await.assert_clean(500, "hand-overs");
     let logins = stage.server.calls().of("auth/login");
     assert!(logins <= TIMES + 3, "{logins} logins of {TIMES} processes");
     let live = stage.server.state().live_tokens();
@@ -231,7 +216,7 @@ async fn a_hundred_restarts_behind_the_service_managers_socket_lose_no_call() {
     };
     let mut program = start();
     status_until(&stage.client().await, "ok", |status| status.healthz == "ok").await;
-    let load = Load::start(&stage.socket(), 8);
+    let load = load(&stage.socket(), 8).await;
     for _ in 0..TIMES {
         kill_process(pid(program.0.id()), Signal::TERM).expect("signalled");
         let ended = tokio::task::block_in_place(|| program.0.wait()).expect("it ends");
@@ -242,9 +227,7 @@ async fn a_hundred_restarts_behind_the_service_managers_socket_lose_no_call() {
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
     status_until(&stage.client().await, "ok", |status| status.healthz == "ok").await;
-    let (done, failures) = load.end().await;
-    assert_eq!(failures, Vec::<String>::new(), "of {done}");
-    assert!(done > 300, "{done} calls are no load");
+    load.end().await.assert_clean(300, "restarts");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -284,12 +267,8 @@ async fn a_process_that_dies_in_the_middle_leaves_its_sockets_to_the_next() {
     let log = std::fs::read_to_string(stage.path("log")).expect("a log");
     let next = log.split("pid").nth(1).expect("its number").chars().skip_while(|c| !c.is_ascii_digit());
     let next: String = next.take_while(char::is_ascii_digit).collect();
-    let next = Service {
-        first: None,
-        main: pid(next.parse().expect(&log)),
-        notify: UnixDatagram::unbound().expect("one"),
-        log: stage.path("log"),
-    };
+    let next =
+        Service { first: None, main: pid(next.parse().expect(&log)), named: mpsc::channel().1, log: stage.path("log") };
     service.signal(Signal::KILL);
     while alive(service.main) {
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -118,6 +118,32 @@ admin: {{ listen: 127.0.0.1:{admin} }}
         Program::start(&file, alter)
     }
 
+    /// Another node of the same OpenBao; port 0 picks a free one. A port that was just let go of is waited for.
+    pub async fn node(&self, port: u16) -> Server {
+        let began = Instant::now();
+        loop {
+            match Server::start(Options { state: Some(self.server.state().clone()), port, ..Options::default() }).await
+            {
+                Ok(server) => return server,
+                Err(error) => assert!(began.elapsed() < PATIENCE, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// [`Stage::config`] with these nodes in the place of the one.
+    pub fn config_of(&self, nodes: &[String], more: &str) -> String {
+        let list: Vec<_> = nodes.iter().map(|url| format!("\"{url}\"")).collect();
+        self.config(more).replace(&format!("\"{}\"", self.server.url()), &list.join(", "))
+    }
+
+    /// The value of one series of `/metrics`, such as `bao_kms_queued{pipeline="a"}`; 0 when there is none yet.
+    pub async fn metric(&self, series: &str) -> u64 {
+        let text = self.admin("/metrics").await.1;
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0, |value| value.parse::<f64>().expect("a number") as u64)
+    }
+
     /// What the admin listener answers.
     pub async fn admin(&self, path: &str) -> (u16, String) {
         // Whichever test comes first installs it; reqwest asks for one even when it speaks plain HTTP.
@@ -178,9 +204,14 @@ impl Program {
     /// Starts it with this file; `alter` may change what the process is given.
     pub fn start(file: &Path, alter: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bao-kms-provider"));
-        command.args(["serve", "--config"]).arg(file).stderr(Stdio::piped());
+        command.args(["serve", "--config"]).arg(file);
         alter(&mut command);
-        let mut child = command.spawn().expect("the program starts");
+        Self::spawn(command)
+    }
+
+    /// Starts it by a command of one's own; what that writes to stderr is its log.
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the program starts");
         let mut stderr = child.stderr.take().expect("piped");
         let output: Arc<Mutex<String>> = Arc::default();
         let sink = output.clone();
@@ -241,5 +272,36 @@ pub async fn status_until(client: &Client, what: &str, holds: impl Fn(&StatusRes
         }
         assert!(began.elapsed() < PATIENCE, "Status is never {what}: {} {}", status.healthz, status.key_id);
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Waits until this holds; what it says otherwise stands in the panic.
+pub async fn eventually<F: Future<Output = Result<(), String>>>(what: &str, within: Duration, holds: impl Fn() -> F) {
+    let began = Instant::now();
+    while let Err(instead) = holds().await {
+        assert!(began.elapsed() < within, "{what}: not within {within:?}: {instead}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// What a process holds: anonymous memory in KiB, threads, and open descriptors (proc(5)). Only root may count the
+/// descriptors of a process that cannot be dumped; to others they are none.
+#[derive(Clone, Copy, Debug)]
+pub struct Holds {
+    pub kib: u64,
+    pub threads: u64,
+    pub descriptors: usize,
+}
+
+impl Holds {
+    pub fn of(pid: u32) -> Self {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+        let number = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line");
+            line.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number")
+        };
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd"));
+        assert!(open.is_ok() || !rustix::process::geteuid().is_root(), "descriptors cannot be counted");
+        Self { kib: number("RssAnon:"), threads: number("Threads:"), descriptors: open.map_or(0, Iterator::count) }
     }
 }

@@ -1,7 +1,7 @@
 //! What the server has answered: a counter for each kind of operation and a stream of events. Nothing of a body is kept.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::broadcast;
@@ -29,29 +29,49 @@ pub struct Event {
 #[derive(Debug)]
 pub struct Calls {
     counts: Mutex<BTreeMap<String, u64>>,
+    /// Items of work, which a batch has many of.
+    items: Mutex<BTreeMap<String, u64>>,
+    answers: Mutex<BTreeMap<u16, u64>>,
     events: broadcast::Sender<Event>,
 }
 
 impl Default for Calls {
     fn default() -> Calls {
-        Calls { counts: Mutex::default(), events: broadcast::channel(1024).0 }
+        Calls {
+            counts: Mutex::default(),
+            items: Mutex::default(),
+            answers: Mutex::default(),
+            events: broadcast::channel(1024).0,
+        }
     }
 }
 
 impl Calls {
     /// How many requests of a kind were handled, such as `transit/decrypt`; see [`operation`].
     pub fn of(&self, operation: &str) -> u64 {
-        self.lock().get(operation).copied().unwrap_or(0)
+        lock(&self.counts).get(operation).copied().unwrap_or(0)
+    }
+
+    /// How many ciphertexts or plaintexts requests of a kind brought: one each, or as many as a batch has.
+    pub fn items(&self, operation: &str) -> u64 {
+        lock(&self.items).get(operation).copied().unwrap_or(0)
+    }
+
+    /// How many requests were answered with this status; 0 counts those that a fault left without an answer.
+    pub fn answered(&self, status: u16) -> u64 {
+        lock(&self.answers).get(&status).copied().unwrap_or(0)
     }
 
     /// How many requests were handled in all.
     pub fn total(&self) -> u64 {
-        self.lock().values().sum()
+        lock(&self.counts).values().sum()
     }
 
     /// Sets every counter to zero.
     pub fn reset(&self) {
-        self.lock().clear();
+        lock(&self.counts).clear();
+        lock(&self.items).clear();
+        lock(&self.answers).clear();
     }
 
     /// Events from now on; a reader more than 1024 behind loses the oldest.
@@ -61,18 +81,24 @@ impl Calls {
 
     /// Counts a request when it arrives.
     pub(super) fn count(&self, operation: &str) {
-        *self.lock().entry(operation.to_owned()).or_default() += 1;
+        *lock(&self.counts).entry(operation.to_owned()).or_default() += 1;
+    }
+
+    /// Counts the work that a request brings.
+    pub(super) fn carried(&self, operation: &str, items: u64) {
+        *lock(&self.items).entry(operation.to_owned()).or_default() += items;
     }
 
     /// Tells the readers of a request that was handled.
     pub(super) fn tell(&self, event: &Event) {
+        *lock(&self.answers).entry(event.status).or_default() += 1;
         // Nobody listening is the ordinary case.
         let _ = self.events.send(event.clone());
     }
+}
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, u64>> {
-        self.counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
+fn lock<T>(counters: &Mutex<T>) -> MutexGuard<'_, T> {
+    counters.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The kind of a request: `transit/encrypt`, `transit/decrypt`, `transit/keys` (read), `transit/rotate` and the key's other

@@ -15,6 +15,8 @@ pub enum Fault {
         /// The body, word for word.
         body: String,
     },
+    /// 429 of a rate limit quota, with this `Retry-After` in seconds where there is one.
+    Limited(Option<u64>),
     /// The real answer, later.
     Delay(Duration),
     /// The connection is cut before any answer; the request was **not** carried out.

@@ -6,14 +6,16 @@ use serde_json::{Map, Value, json};
 
 use super::VERSION;
 use super::reply::Reply;
+use super::route::Call;
 use super::state::State;
 
 /// Answers `sys/<name>` when it is one of these paths.
-pub fn answer(state: &State, method: &str, name: &str, query: &str, body: &Map<String, Value>) -> Option<Reply> {
+pub fn answer(state: &State, call: &Call, name: &str, body: &Map<String, Value>) -> Option<Reply> {
+    let method = call.method.as_str();
     let write = matches!(method, "POST" | "PUT");
     let read = method == "GET";
     Some(match name {
-        "health" if read || method == "HEAD" => health(state, query, method == "HEAD"),
+        "health" if read || method == "HEAD" => health(state, call, method == "HEAD"),
         "seal-status" if read => Reply::raw(200, &seal_status(state)),
         "leader" if read => Reply::raw(
             200,
@@ -35,21 +37,25 @@ pub fn is_root_only(name: &str) -> bool {
     matches!(name, "health" | "init" | "seal" | "unseal" | "step-down")
 }
 
-fn health(state: &State, query: &str, head: bool) -> Reply {
-    let sealed = state.lock().sealed;
-    let mut status = if sealed { 503 } else { 200 };
-    for (name, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+fn health(state: &State, call: &Call, head: bool) -> Reply {
+    let (sealed, standby) = (state.lock().sealed, call.standby.is_some());
+    let (mut status, mine) = match (sealed, standby) {
+        (true, _) => (503, "sealedcode"),
+        (false, true) => (429, "standbycode"),
+        (false, false) => (200, "activecode"),
+    };
+    for (name, value) in call.query.split('&').filter_map(|pair| pair.split_once('=')) {
         if !matches!(name, "activecode" | "standbycode" | "sealedcode" | "uninitcode") {
             continue;
         }
         let Some(code) = value.parse().ok().filter(|code| (100..1000).contains(code)) else { return Reply::blank(400) };
-        if name == if sealed { "sealedcode" } else { "activecode" } {
+        if name == mine {
             status = code;
         }
     }
     let mode = if sealed { "unknown" } else { "disabled" };
     let mut body = json!({
-        "initialized": true, "sealed": sealed, "standby": sealed, "performance_standby": false,
+        "initialized": true, "sealed": sealed, "standby": sealed || standby, "performance_standby": false,
         "replication_performance_mode": mode, "replication_dr_mode": mode,
         "server_time_utc": state.clock.unix(), "version": VERSION,
     });

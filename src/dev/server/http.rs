@@ -3,8 +3,8 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -21,6 +21,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::calls::{Calls, Event, operation};
 use super::faults::{Fault, Faults};
+use super::line::{Line, Wire};
 use super::reply::Reply;
 use super::route::{self, Call};
 use super::state::State;
@@ -35,23 +36,38 @@ pub struct Shared {
     state: Arc<State>,
     pub faults: Faults,
     pub calls: Calls,
+    pub wire: Wire,
+    standby: Mutex<Option<Duration>>,
 }
 
 impl Shared {
-    pub fn new(state: Arc<State>) -> Shared {
-        Shared { state, faults: Faults::default(), calls: Calls::default() }
+    pub fn new(state: Arc<State>, tls: Arc<ServerConfig>) -> Shared {
+        Shared {
+            state,
+            faults: Faults::default(),
+            calls: Calls::default(),
+            wire: Wire::new(tls),
+            standby: Mutex::default(),
+        }
+    }
+
+    pub fn set_standby(&self, behind: Option<Duration>) {
+        *self.standby.lock().unwrap_or_else(PoisonError::into_inner) = behind;
+    }
+
+    fn standby(&self) -> Option<Duration> {
+        *self.standby.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Accepts connections until the task is aborted; then all of them are cut.
-pub async fn accept(listener: TcpListener, tls: Arc<ServerConfig>, shared: Arc<Shared>) {
-    let acceptor = TlsAcceptor::from(tls);
+pub async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 if let Ok((tcp, _)) = accepted {
-                    connections.spawn(connection(tcp, acceptor.clone(), shared.clone()));
+                    connections.spawn(connection(tcp, shared.clone()));
                 }
             }
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
@@ -59,10 +75,18 @@ pub async fn accept(listener: TcpListener, tls: Arc<ServerConfig>, shared: Arc<S
     }
 }
 
-async fn connection(tcp: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) {
+async fn connection(tcp: TcpStream, shared: Arc<Shared>) {
     // Without it a small reply waits for the peer's delayed acknowledgement.
     let _ = tcp.set_nodelay(true);
-    let Ok(stream) = acceptor.accept(tcp).await else { return };
+    let mut changed = shared.wire.join();
+    let (line, tls) = changed.borrow_and_update().clone();
+    if line == Line::SilentBeforeTls {
+        return silent(tcp).await;
+    }
+    let Ok(stream) = TlsAcceptor::from(tls).accept(tcp).await else { return };
+    if line == Line::SilentAfterTls {
+        return silent(stream).await;
+    }
     let peer: Arc<[CertificateDer<'static>]> = stream
         .get_ref()
         .1
@@ -75,8 +99,17 @@ async fn connection(tcp: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) 
         let (shared, peer) = (shared.clone(), peer.clone());
         async move { handle(request, &shared, peer).await }
     });
+    let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     // How a connection ends is the client's business or a fault's.
-    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+    tokio::select! {
+        _ = served => {}
+        _ = changed.changed() => {}
+    }
+}
+
+/// Keeps a connection open and does nothing with it.
+async fn silent<T>(_open: T) {
+    std::future::pending().await
 }
 
 /// A fault that ends the connection.
@@ -110,6 +143,7 @@ async fn handle(
         namespace: namespace.clone(),
         body: Bytes::new(),
         peer,
+        standby: shared.standby(),
     };
 
     let fault = shared.faults.take(&path).or_else(|| state.faults.take(&path));
@@ -128,6 +162,9 @@ async fn handle(
     };
     let instead = match &fault {
         Some(Fault::Reply { status, body }) => Some(Reply { status: *status, body: body.clone() }),
+        Some(Fault::Limited(_)) => {
+            Some(Reply::plain(429, format!("request path \"{path}\": rate limit quota exceeded")))
+        }
         Some(Fault::Huge(size)) => Some(Reply { status: 200, body: huge(*size) }),
         Some(Fault::Malformed) => Some(Reply { status: 200, body: "{\"data\":{\"ciphertext\":\"vau".into() }),
         Some(Fault::Reset) => {
@@ -158,6 +195,9 @@ async fn handle(
         (Some(reply), _) => reply,
         (None, Ok(read)) => {
             call.body = read.to_bytes();
+            let items = items(&kind, &call.body);
+            shared.calls.carried(&kind, items);
+            state.calls.carried(&kind, items);
             route::answer(state, &call)
         }
         (None, Err(error)) if error.is::<LengthLimitError>() => Reply::plain(413, "error parsing JSON"),
@@ -167,8 +207,12 @@ async fn handle(
         }
     };
     event(reply.status);
-    let response = respond(reply, state, namespace.as_deref());
+    let mut response = respond(reply, state, namespace.as_deref());
     Ok(match fault {
+        Some(Fault::Limited(Some(seconds))) => {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+            response
+        }
         Some(Fault::ResetMidBody) => broken(response, false),
         Some(Fault::HangMidBody) => broken(response, true),
         Some(Fault::WrongKeyVersion(version)) => renumbered(response, version).await,
@@ -198,6 +242,17 @@ fn respond(reply: Reply, state: &State, namespace: Option<&str>) -> Response<Bod
         headers.insert(header::CONNECTION, header::HeaderValue::from_static("close"));
     }
     response
+}
+
+/// How many pieces of work a body holds. No value can hold the quotes that stand around a name, so the names are counted
+/// and the body is not parsed a second time.
+fn items(kind: &str, body: &[u8]) -> u64 {
+    let name: &[u8] = match kind {
+        "transit/encrypt" => b"\"plaintext\":",
+        "transit/decrypt" => b"\"ciphertext\":",
+        _ => return 0,
+    };
+    body.windows(name.len()).filter(|part| *part == name).count() as u64
 }
 
 /// The head and half a body; then the connection is cut, or nothing more comes.

@@ -9,6 +9,7 @@ mod fields;
 mod hcl;
 mod health;
 mod http;
+mod line;
 mod login_cert;
 mod login_jwt;
 mod mounts;
@@ -26,12 +27,14 @@ mod transit;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 pub use calls::{Calls, Event};
 pub use faults::{Fault, FaultId, Faults};
+pub use line::{Flaw, Line};
 pub use state::State;
 
 /// The version that the server says it is; its answers are held to this release by the contract.
@@ -90,8 +93,8 @@ impl Server {
             .await
             .map_err(|source| StartError::Listen { port: options.port, source })?;
         let port = listener.local_addr().map_err(|source| StartError::Listen { port: options.port, source })?.port();
-        let shared = Arc::new(http::Shared::new(state.clone()));
-        let accepting = tokio::spawn(http::accept(listener, tls, shared.clone()));
+        let shared = Arc::new(http::Shared::new(state.clone(), tls));
+        let accepting = tokio::spawn(http::accept(listener, shared.clone()));
         Ok(Server { state, shared, port, accepting })
     }
 
@@ -123,6 +126,26 @@ impl Server {
     /// Faults of this node alone; those of the state come after.
     pub fn faults(&self) -> &Faults {
         &self.shared.faults
+    }
+
+    /// Cuts every connection that is served; new ones are treated so. Returns the authority that signed what they are
+    /// shown, as PEM.
+    ///
+    /// # Errors
+    /// When a certificate cannot be made.
+    pub fn set_line(&self, line: Line) -> Result<String, StartError> {
+        let (tls, pem) = match line {
+            Line::Shows(flaw) => self.state.authority().flawed_config(flaw)?,
+            _ => (self.state.authority().server_config()?, self.ca_pem()),
+        };
+        self.shared.wire.set(line, tls);
+        Ok(pem)
+    }
+
+    /// Makes this node a standby as OpenBao has them since 2.5: it answers reads, encrypt and decrypt itself, from keys as
+    /// they were that long ago, and forwards what writes. `None` makes it the active node, as every node is at first.
+    pub fn set_standby(&self, behind: Option<Duration>) {
+        self.shared.set_standby(behind);
     }
 
     /// What this node has answered.

@@ -2,6 +2,7 @@
 //! on the way is refused in the words that OpenBao uses at that place.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
@@ -26,6 +27,8 @@ pub struct Call {
     pub body: Bytes,
     /// The client's certificates, leaf first; empty without one.
     pub peer: Arc<[CertificateDer<'static>]>,
+    /// How far the node that was asked is behind, when it is a standby.
+    pub standby: Option<Duration>,
 }
 
 /// Where a request has arrived once its namespace is known.
@@ -38,6 +41,8 @@ pub struct Place<'a> {
     pub operation: &'static str,
     pub body: Map<String, Value>,
     pub peer: &'a [CertificateDer<'static>],
+    /// How old what the node knows of keys is.
+    pub behind: Duration,
 }
 
 /// The answer to a request.
@@ -49,7 +54,7 @@ pub fn answer(state: &State, call: &Call) -> Reply {
             return Reply::bad("operation unavailable in namespaces");
         }
         let body = object(&call.body).unwrap_or_default();
-        if let Some(reply) = health::answer(state, &call.method, name, &call.query, &body) {
+        if let Some(reply) = health::answer(state, call, name, &body) {
             return reply;
         }
         if name == "seal" && !matches!(call.method.as_str(), "POST" | "PUT") {
@@ -85,7 +90,8 @@ pub fn answer(state: &State, call: &Call) -> Reply {
         _ => Map::new(),
     };
     let (namespace, path) = inner.namespace_of_path(&base, path);
-    let mut place = Place { namespace, path, operation, body, peer: &call.peer };
+    let behind = call.standby.unwrap_or_default();
+    let mut place = Place { namespace, path, operation, body, peer: &call.peer, behind };
 
     if let Some(reply) = login(&mut inner, state, &place) {
         return reply;

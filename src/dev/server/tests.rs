@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Fault, Options, Server};
+use super::{Fault, Flaw, Line, Options, Server};
 use crate::dev::certificate::ClientAuthority;
 use crate::dev::client::{Client, Endpoint};
 use crate::dev::jwt::Signer;
@@ -91,6 +91,9 @@ async fn faults_do_what_they_say() {
     assert_eq!(post().await.unwrap().text.len(), 100_000);
     once(Fault::Malformed);
     assert!(post().await.unwrap().body.is_null());
+    once(Fault::Limited(Some(7)));
+    let limited = post().await.unwrap();
+    assert_eq!((limited.status, limited.headers["retry-after"].to_str().unwrap()), (429, "7"));
     once(Fault::WrongKeyVersion(7));
     assert_eq!(post().await.unwrap().body["data"]["key_version"], 7);
     for hang in [Fault::Hang, Fault::HangMidBody] {
@@ -130,4 +133,61 @@ async fn hooks_reach_seal_tokens_clock_and_events() {
     state.revoke_all_tokens();
     assert_eq!(read().await.unwrap().status, 403);
     assert_eq!(state.live_tokens(), 1);
+}
+
+#[tokio::test]
+async fn a_standby_answers_from_keys_as_they_were_and_forwards_what_writes() {
+    let (server, client) = ready().await;
+    let version = || async {
+        let sealed = client.call("POST", "transit/encrypt/k8s-etcd", &json!({ "plaintext": "AAAA" })).await.unwrap();
+        sealed.body["data"]["key_version"].as_u64().unwrap()
+    };
+    // Until the key is older than what the standby sees.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    server.set_standby(Some(Duration::from_millis(400)));
+    assert_eq!(client.call("GET", "sys/health", &json!(null)).await.unwrap().status, 429);
+    let rotated = client.call("POST", "transit/keys/k8s-etcd/rotate", &json!({})).await.unwrap();
+    assert_eq!(rotated.body["data"]["latest_version"], 2);
+    assert_eq!(version().await, 1, "a rotation has not come through yet");
+    let second = json!({ "plaintext": "AAAA", "key_version": 2 });
+    let refused = client.call("POST", "transit/encrypt/k8s-etcd", &second).await.unwrap();
+    assert!(refused.text.contains("is higher than the latest key version"), "{}", refused.text);
+    let known = client.call("GET", "transit/keys/k8s-etcd", &json!(null)).await.unwrap();
+    assert_eq!(known.body["data"]["latest_version"], 1);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(version().await, 2);
+    assert_eq!(server.calls().answered(400), 1);
+    server.set_standby(None);
+    assert_eq!(client.call("GET", "sys/health", &json!(null)).await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn items_of_a_batch_are_counted_each() {
+    let (server, client) = ready().await;
+    let body = json!({ "batch_input": [{ "plaintext": "AAAA" }, { "plaintext": "BBBB" }] });
+    assert_eq!(client.call("POST", "transit/encrypt/k8s-etcd", &body).await.unwrap().status, 200);
+    client.call("POST", "transit/encrypt/k8s-etcd", &json!({ "plaintext": "AAAA" })).await.unwrap();
+    assert_eq!((server.calls().of("transit/encrypt"), server.calls().items("transit/encrypt")), (2, 3));
+}
+
+#[tokio::test]
+async fn a_line_is_silent_or_shows_what_nobody_takes_until_it_is_open_again() {
+    let (server, _) = ready().await;
+    let endpoint = Endpoint { url: server.url(), ca_pem: server.ca_pem() };
+    let read = || async {
+        // A connection of its own: one that was cut says nothing of the line.
+        let client = Client::new(&endpoint, &server.root_token(), None).unwrap();
+        client.call("GET", "transit/keys/k8s-etcd", &json!(null)).await
+    };
+    for line in [Line::SilentBeforeTls, Line::SilentAfterTls] {
+        server.set_line(line).unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(300), read()).await.is_err(), "{line:?}");
+    }
+    for flaw in [Flaw::Expired, Flaw::OtherName, Flaw::OtherAuthority] {
+        let signer = server.set_line(Line::Shows(flaw)).unwrap();
+        assert!(read().await.is_err(), "{flaw:?}");
+        assert_eq!(signer == server.ca_pem(), flaw != Flaw::OtherAuthority);
+    }
+    server.set_line(Line::Open).unwrap();
+    assert_eq!(read().await.unwrap().status, 200);
 }

@@ -10,43 +10,82 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixT
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 
+use super::StartError;
+use super::line::Flaw;
+
 /// A certificate authority and the server certificate it signed.
 pub struct Authority {
-    pem: String,
-    leaf: CertificateDer<'static>,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    leaf: Leaf,
+}
+
+struct Leaf {
+    certificate: CertificateDer<'static>,
     key: Vec<u8>,
 }
 
 impl Authority {
     /// Makes both, for 127.0.0.1 and localhost.
     pub fn generate() -> Result<Authority, rcgen::Error> {
+        Authority::named("OpenBao for development: certificate authority")
+    }
+
+    fn named(name: &str) -> Result<Authority, rcgen::Error> {
         let mut params = CertificateParams::new(Vec::new())?;
-        params.distinguished_name.push(DnType::CommonName, "OpenBao for development: certificate authority");
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
 
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()])?;
-        params.distinguished_name.push(DnType::CommonName, "localhost");
-        params.use_authority_key_identifier_extension = true;
-        let leaf = params.signed_by(&key, &issuer)?;
-        Ok(Authority { pem: issuer.pem(), leaf: leaf.der().clone(), key: key.serialize_der() })
+        let leaf = Leaf::signed_by(&issuer, None)?;
+        Ok(Authority { issuer, leaf })
     }
 
     /// The authority's certificate as PEM.
     pub fn pem(&self) -> String {
-        self.pem.clone()
+        self.issuer.pem()
     }
 
     /// TLS 1.2 and 1.3, HTTP/1.1, client certificates welcome.
     pub fn server_config(&self) -> Result<Arc<ServerConfig>, rustls::Error> {
+        self.leaf.server_config()
+    }
+
+    /// The same with a certificate that no client should take, and the authority that signed it, as PEM.
+    pub fn flawed_config(&self, flaw: Flaw) -> Result<(Arc<ServerConfig>, String), StartError> {
+        if flaw == Flaw::OtherAuthority {
+            // Of another name: with ours it would be taken for a bad signature of ours.
+            let other = Authority::named("another certificate authority")?;
+            return Ok((other.server_config()?, other.pem()));
+        }
+        Ok((Leaf::signed_by(&self.issuer, Some(flaw))?.server_config()?, self.pem()))
+    }
+}
+
+impl Leaf {
+    fn signed_by(issuer: &CertifiedIssuer<'static, KeyPair>, flaw: Option<Flaw>) -> Result<Leaf, rcgen::Error> {
+        let key = KeyPair::generate()?;
+        let names = match flaw {
+            Some(Flaw::OtherName) => vec!["elsewhere.invalid".to_owned()],
+            _ => vec!["127.0.0.1".to_owned(), "localhost".to_owned()],
+        };
+        let mut params = CertificateParams::new(names)?;
+        params.distinguished_name.push(DnType::CommonName, "localhost");
+        params.use_authority_key_identifier_extension = true;
+        if flaw == Some(Flaw::Expired) {
+            params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+        }
+        let certificate = params.signed_by(&key, issuer)?.der().clone();
+        Ok(Leaf { certificate, key: key.serialize_der() })
+    }
+
+    fn server_config(&self) -> Result<Arc<ServerConfig>, rustls::Error> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.clone()));
         let mut config = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()?
             .with_client_cert_verifier(Arc::new(AnyCertificate { provider }))
-            .with_single_cert(vec![self.leaf.clone()], key)?;
+            .with_single_cert(vec![self.certificate.clone()], key)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }

@@ -49,10 +49,11 @@ pub fn encrypt(transit: &mut Transit, place: &Place<'_>, name: &str, now: System
             Ok(plaintext)
         })
         .collect();
-    if !transit.has(name) {
+    // A standby that lags knows nothing of writing.
+    if place.behind.is_zero() && !transit.has(name) {
         upsert(transit, &fields, &items, name, now)?;
     }
-    let key = transit.keys.get(name).ok_or_else(|| Reply::bad("encryption key not found"))?;
+    let key = transit.seen(place.behind).get(name).ok_or_else(|| Reply::bad("encryption key not found"))?;
     let mut results = Vec::with_capacity(items.len());
     for (item, plaintext) in items.iter().zip(decoded) {
         let sealed = plaintext
@@ -96,7 +97,7 @@ pub fn decrypt(transit: &Transit, place: &Place<'_>, name: &str) -> Result<Reply
             Ok(())
         })
         .collect();
-    let key: &Key = transit.keys.get(name).ok_or_else(|| Reply::bad("encryption key not found"))?;
+    let key: &Key = transit.seen(place.behind).get(name).ok_or_else(|| Reply::bad("encryption key not found"))?;
     let mut results = Vec::with_capacity(items.len());
     for (item, checked) in items.iter().zip(checked) {
         let opened = checked
@@ -142,6 +143,7 @@ fn upsert(transit: &mut Transit, fields: &Fields, items: &[Item], name: &str, no
         return Err(Reply::bad(format!("unknown key type {kind}")));
     };
     if !transit.disable_upsert {
+        transit.remember();
         transit.keys.insert(name.to_owned(), Key { derived, convergent, ..Key::new(kind, now) });
     }
     Ok(())

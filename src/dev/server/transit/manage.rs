@@ -40,7 +40,7 @@ pub fn key(
     now: SystemTime,
 ) -> Result<Reply, Reply> {
     match operation {
-        "read" => match transit.keys.get(name) {
+        "read" => match transit.seen(place.behind).get(name) {
             Some(key) => Ok(Reply::data(key.describe(name))),
             None => Ok(Reply::blank(404)),
         },

@@ -7,8 +7,8 @@ mod go_base64;
 mod key;
 mod manage;
 
-use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Map, Value};
 
@@ -17,11 +17,16 @@ use super::reply::{Reply, Success};
 use super::route::{Place, unsupported_operation, unsupported_path};
 use key::Key;
 
+/// Changes that a standby may be behind by.
+const MAX_PAST: usize = 16;
+
 /// A mounted engine.
 #[derive(Default)]
 pub struct Transit {
     keys: BTreeMap<String, Key>,
     disable_upsert: bool,
+    /// The keys as they were until then, oldest first: what a standby that lags still answers from.
+    past: VecDeque<(Instant, BTreeMap<String, Key>)>,
 }
 
 impl Transit {
@@ -29,11 +34,29 @@ impl Transit {
     pub fn has(&self, name: &str) -> bool {
         self.keys.contains_key(name)
     }
+
+    /// The keys as they were that long ago.
+    fn seen(&self, behind: Duration) -> &BTreeMap<String, Key> {
+        let then = Instant::now().checked_sub(behind);
+        let found = then.and_then(|then| self.past.iter().find(|(until, _)| *until > then));
+        found.map_or(&self.keys, |(_, keys)| keys)
+    }
+
+    /// Keeps the keys as they are, because they are about to change.
+    fn remember(&mut self) {
+        if self.past.len() == MAX_PAST {
+            self.past.pop_front();
+        }
+        self.past.push_back((Instant::now(), self.keys.clone()));
+    }
 }
 
 /// Answers `<mount>/<rest>`.
 pub fn answer(transit: &mut Transit, place: &Place<'_>, rest: &str, now: SystemTime) -> Reply {
     let parts: Vec<&str> = rest.split('/').collect();
+    if parts.first() == Some(&"keys") && matches!(place.operation, "update" | "delete") {
+        transit.remember();
+    }
     let result = match (parts.as_slice(), place.operation) {
         (["keys"] | ["keys", ""], "list") => Ok(list(transit)),
         (["config", "keys"], "read" | "update") => config(transit, place),
