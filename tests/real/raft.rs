@@ -24,13 +24,15 @@ const SETTLED: Duration = Duration::from_millis(300);
 /// What a call may still need when the first one is answered by the new leader.
 const EXCHANGE: Duration = Duration::from_millis(100);
 /// How long after a node leads the first call may be answered: whoever waits is behind a trial that comes soon.
-const NOTICED: Duration = Duration::from_millis(500);
+const NOTICED: Duration = Duration::from_millis(750);
 /// In which the rate is measured.
 const WINDOW: Duration = Duration::from_millis(200);
 /// What the rate may be above twice the steady one: the window is short.
 const UNSTEADY: usize = 10;
-/// Exchanges for calls in one election: one at a time, after pauses that grow to a second, each perhaps with a redirect.
-const TRIALS: f64 = 40.0;
+/// Exchanges for calls in one second without a leader, and a few more at first: one at a time, after pauses that grow to a
+/// third of a second for each address, each perhaps with a redirect. Everybody at once would be a hundred.
+const TRIALS: f64 = 20.0;
+const FIRST_TRIALS: f64 = 10.0;
 
 /// One leader's death.
 struct Election {
@@ -70,7 +72,7 @@ impl Election {
     /// and its caller has to be told why.
     fn wrong(&self, call: &Call, over: Instant) -> Option<String> {
         let (code, message) = call.refusal.as_ref()?;
-        let reasons = ["unreachable", "no_leader", "connection_lost"];
+        let reasons = ["unreachable", "no_leader", "connection_lost", "timeout"];
         let told = *code == Code::DeadlineExceeded
             && message.contains("slow part: ")
             && reasons.iter().any(|reason| message.contains(reason));
@@ -170,7 +172,8 @@ async fn leaders_die_under_load_and_no_call_is_lost() {
         if over > election.elected + NOTICED {
             wrong.push(format!("no call was answered for {:?} while a node led", over - election.elected));
         }
-        assert!(trials <= TRIALS, "{trials} exchanges while no leader answered: callers wait behind one of them");
+        let most = FIRST_TRIALS + TRIALS * (over - election.killed).as_secs_f64();
+        assert!(trials <= most, "{trials} exchanges while no leader answered: callers wait behind one of them");
         assert!(busiest <= 2 * steady + UNSTEADY, "{busiest} requests in {WINDOW:?}, {steady} before");
     }
     assert!(wrong.is_empty(), "{} calls:\n{}", wrong.len(), wrong.join("\n"));
