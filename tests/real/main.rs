@@ -12,6 +12,7 @@ mod nodes;
 mod old;
 mod outage;
 mod raft;
+mod repair;
 mod service;
 mod socket;
 mod stored;

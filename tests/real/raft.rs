@@ -1,17 +1,103 @@
-//! Three OpenBao nodes on one raft, whose leaders die under load.
+//! Three OpenBao nodes on one raft, whose leaders die under load: who can wait loses nothing, who cannot learns why, and a
+//! new leader is not met by everybody at once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
+use tonic::Code;
 
+use crate::support::load::{Call, Load};
 use crate::support::openbao::{OpenBao, leader};
-use crate::support::provider::{Login, Setup};
+use crate::support::provider::{Login, Provider, Setup};
 use crate::support::wait::{LONG, until};
 
-const CALLERS: usize = 16;
+/// Callers and how long they wait. The first outlast an election of two to three seconds, the second are API servers,
+/// which may not, the last never do.
+const CALLERS: [(usize, Duration); 3] =
+    [(16, Duration::from_secs(5)), (4, Duration::from_secs(3)), (4, Duration::from_secs(1))];
+/// Between two rounds of a caller.
+const PAUSE: Duration = Duration::from_millis(200);
 const KILLS: usize = 5;
+/// No election is over as soon as this after a kill, and what was under way then has failed.
+const SETTLED: Duration = Duration::from_millis(300);
+/// What a call may still need when the first one is answered by the new leader.
+const EXCHANGE: Duration = Duration::from_millis(100);
+/// How long after a node leads the first call may be answered: whoever waits is behind a trial that comes soon.
+const NOTICED: Duration = Duration::from_millis(750);
+/// In which the rate is measured.
+const WINDOW: Duration = Duration::from_millis(200);
+/// What the rate may be above twice the steady one: the window is short.
+const UNSTEADY: usize = 10;
+/// Exchanges for calls in one second without a leader, and a few more at first: one at a time, after pauses that grow to a
+/// third of a second for each address, each perhaps with a redirect. Everybody at once would be a hundred.
+const TRIALS: f64 = 20.0;
+const FIRST_TRIALS: f64 = 10.0;
+
+/// One leader's death.
+struct Election {
+    /// Who led before and after.
+    nodes: [usize; 2],
+    killed: Instant,
+    killed_at: SystemTime,
+    /// When a node said that it leads.
+    elected: Instant,
+}
+
+/// Exchanges with OpenBao for calls so far, at each of these moments.
+type Samples = Vec<(Instant, f64)>;
+
+async fn sample(provider: Arc<Provider>) -> Samples {
+    let mut samples = Samples::new();
+    while Arc::strong_count(&provider) > 1 {
+        let metric = "bao_kms_openbao_attempts_total";
+        let both = [r#"purpose="encrypt""#, r#"purpose="decrypt""#].map(|purpose| [purpose]);
+        let sum = provider.sum(metric, &both[0]).await + provider.sum(metric, &both[1]).await;
+        samples.push((Instant::now(), sum));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    samples
+}
+
+// === impl Election ===
+
+impl Election {
+    /// The first success of any caller.
+    fn over(&self, calls: &[Call]) -> Instant {
+        let after = calls.iter().filter(|call| call.refusal.is_none() && call.ended > self.killed + SETTLED);
+        after.map(|call| call.ended).min().expect("calls go on")
+    }
+
+    /// What is wrong with a call that failed in it, if anything: its time has to be up before there was anybody to answer,
+    /// and its caller has to be told why.
+    fn wrong(&self, call: &Call, over: Instant) -> Option<String> {
+        let (code, message) = call.refusal.as_ref()?;
+        let reasons = ["unreachable", "no_leader", "connection_lost", "timeout"];
+        let told = *code == Code::DeadlineExceeded
+            && message.contains("slow part: ")
+            && reasons.iter().any(|reason| message.contains(reason));
+        let wrong = match told {
+            _ if call.due() >= over + EXCHANGE => "lost without need",
+            false => "not told why",
+            true => return None,
+        };
+        let since = |at: Instant| at.saturating_duration_since(self.killed);
+        let (began, ended, over) = (since(call.began), since(call.ended), since(over));
+        let waits = call.patience;
+        Some(format!("{wrong}: from {began:?} to {ended:?} of {over:?}, waits {waits:?}: {code:?} {message}"))
+    }
+
+    /// The most that the new leader was asked in any window, and what the one before was asked in a mean one.
+    fn rates(&self, nodes: &[OpenBao]) -> (usize, usize) {
+        let [before, after] = self.nodes.map(|at| nodes[at].asked());
+        let within = |times: &[SystemTime], from: SystemTime, span: Duration| {
+            times.iter().filter(|at| (from..from + span).contains(*at)).count()
+        };
+        let steady = within(&before, self.killed_at - WINDOW * 10, WINDOW * 10) / 10;
+        let met = after.iter().filter(|at| (self.killed_at..self.killed_at + WINDOW * 50).contains(*at));
+        (met.map(|from| within(&after, *from, WINDOW)).max().expect("it was asked"), steady)
+    }
+}
 
 /// An election takes a few seconds, in which no node serves; a caller that waits for five loses nothing.
 #[tokio::test(flavor = "multi_thread")]
@@ -23,57 +109,72 @@ async fn leaders_die_under_load_and_no_call_is_lost() {
     let urls: Vec<_> = nodes.iter().map(|node| node.url.clone()).collect();
     setup.pipeline()["backend"]["transit"]["endpoints"] = json!(urls);
     setup.pipeline()["health"]["tolerance"] = json!("3m");
-    let provider = setup.start();
+    let provider = Arc::new(setup.start());
     let key_id = provider.status("ok").await;
-    let client = provider.connect().await.with_timeout(Duration::from_secs(5));
-
-    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let mut callers = tokio::task::JoinSet::new();
-    for at in 0..CALLERS {
-        let (client, stop, done) = (client.clone(), stop.clone(), done.clone());
-        callers.spawn(async move {
-            let mut lost = Vec::new();
-            while !stop.load(Ordering::Relaxed) {
-                let began = Instant::now();
-                let sealed = match client.encrypt(vec![at as u8; 32], "u").await {
-                    Ok(sealed) => sealed,
-                    Err(error) => {
-                        lost.push(format!("Encrypt after {:?}: {error}", began.elapsed()));
-                        continue;
-                    }
-                };
-                let began = Instant::now();
-                match client.decrypt(sealed.ciphertext.to_vec(), "u", &sealed.key_id, sealed.annotations).await {
-                    Ok(opened) => assert_eq!(opened, vec![at as u8; 32]),
-                    Err(error) => lost.push(format!("Decrypt after {:?}: {error}", began.elapsed())),
-                }
-                done.fetch_add(2, Ordering::Relaxed);
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            lost
-        });
+    let client = provider.connect().await;
+    let mut load = Load::default();
+    for (callers, patience) in CALLERS {
+        load.add(&client, callers, patience, PAUSE);
     }
+    let samples = tokio::spawn(sample(provider.clone()));
 
-    let mut gaps = Vec::new();
+    let mut elections = Vec::new();
     for _ in 0..KILLS {
-        let at = leader(&nodes).await;
-        nodes[at].kill();
-        let killed = Instant::now();
-        leader(&nodes).await;
-        gaps.push(killed.elapsed());
-        nodes[at].start().await;
-        let before = done.load(Ordering::Relaxed);
-        until("calls to go on", LONG, async || match done.load(Ordering::Relaxed) {
-            count if count > before + 10 * CALLERS => Ok(()),
-            count => Err(format!("{count} calls")),
+        // The one that was killed must know all of the log before it may lead again, and the load has to be steady.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let before = leader(&nodes).await;
+        let (killed, killed_at) = (Instant::now(), SystemTime::now());
+        nodes[before].kill();
+        let after = leader(&nodes).await;
+        elections.push(Election { nodes: [before, after], killed, killed_at, elected: Instant::now() });
+        let rounds = load.rounds();
+        until("calls to go on", LONG, async || match load.rounds() {
+            now if now > rounds + 100 => Ok(()),
+            now => Err(format!("{} rounds", now - rounds)),
         })
         .await;
-        // The one that was killed must know all of the log before it may lead again.
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        nodes[before].start().await;
         assert_eq!(provider.status("ok").await, key_id);
     }
-    stop.store(true, Ordering::Relaxed);
-    let lost: Vec<_> = callers.join_all().await.into_iter().flatten().collect();
-    eprintln!("{} calls over {KILLS} elections of {gaps:?}, {} lost", done.load(Ordering::Relaxed), lost.len());
-    assert_eq!(lost, Vec::<String>::new(), "elections took {gaps:?}");
+    let calls = load.end().await;
+    drop(provider);
+    let samples = samples.await.expect("samples");
+
+    let mut wrong = Vec::new();
+    for call in calls.iter().filter(|call| call.refusal.is_some()) {
+        let met = elections.iter().map(|election| (election, election.over(&calls)));
+        let met = met.into_iter().find(|(met, over)| met.killed < call.ended && call.began < *over);
+        match met {
+            Some((election, over)) if call.patience < CALLERS[0].1 => wrong.extend(election.wrong(call, over)),
+            _ => wrong.push(format!("lost: {call:?}")),
+        }
+    }
+    for election in &elections {
+        let over = election.over(&calls);
+        let lost = calls
+            .iter()
+            .filter(|call| call.refusal.is_some() && (election.killed..over + EXCHANGE).contains(&call.ended));
+        assert!(lost.clone().count() > 0, "nobody was in a hurry: this election proves nothing");
+        let inside: Vec<_> = samples
+            .iter()
+            .filter(|(at, _)| (election.killed + SETTLED..over).contains(at))
+            .map(|(_, sum)| sum)
+            .collect();
+        let trials = inside.last().copied().unwrap_or(&0.0) - inside.first().copied().unwrap_or(&0.0);
+        let (busiest, steady) = election.rates(&nodes);
+        eprintln!(
+            "a leader after {:?}, an answer after {:?}; {} calls ended early; {trials} trials; {busiest} requests in the \
+             busiest {WINDOW:?}, {steady} in a steady one",
+            election.elected - election.killed,
+            over - election.killed,
+            lost.count(),
+        );
+        if over > election.elected + NOTICED {
+            wrong.push(format!("no call was answered for {:?} while a node led", over - election.elected));
+        }
+        let most = FIRST_TRIALS + TRIALS * (over - election.killed).as_secs_f64();
+        assert!(trials <= most, "{trials} exchanges while no leader answered: callers wait behind one of them");
+        assert!(busiest <= 2 * steady + UNSTEADY, "{busiest} requests in {WINDOW:?}, {steady} before");
+    }
+    assert!(wrong.is_empty(), "{} calls:\n{}", wrong.len(), wrong.join("\n"));
 }

@@ -85,9 +85,22 @@ async fn a_secret_is_stored_through_us_and_reads_back_over_restarts_of_either_si
     assert_eq!(cluster.server.value("second").await.as_deref(), Ok("after-our-restart"));
     assert_eq!(cluster.envelope("second").await.key_id, envelope.key_id, "a restart changes no key_id");
 
-    // A cold API server has to unwrap the old seed through the program that was restarted.
+    // Another process takes over while the API server is connected: it writes and reads on, and notices nothing.
+    cluster.provider.hand_over().await;
+    cluster.server.store("third", "after-our-hand-over").await;
+    assert!(!holds(&cluster.etcd.secret("third").await, "after-our-hand-over"));
+    assert_eq!(cluster.envelope("third").await.key_id, envelope.key_id, "nor does a hand-over");
+    assert_eq!(cluster.server.value("third").await.as_deref(), Ok("after-our-hand-over"));
+    let (status, text) = cluster.server.get("/readyz/kms-providers").await.expect("an answer");
+    assert_eq!(status, 200, "{text}");
+
+    // A cold API server has to unwrap every seed through the program that took over.
     cluster.server.restart().await;
-    assert_eq!(cluster.server.value("first").await.as_deref(), Ok("only-etcd-must-not-see-this"));
+    let stored =
+        [("first", "only-etcd-must-not-see-this"), ("second", "after-our-restart"), ("third", "after-our-hand-over")];
+    for (name, value) in stored {
+        assert_eq!(cluster.server.value(name).await.as_deref(), Ok(value));
+    }
     assert!(cluster.folder.path().exists());
 }
 

@@ -1,9 +1,11 @@
 //! What an operator can get wrong, and what OpenBao can do: each has its class in Status and at `/readyz`, and each heals
-//! without a restart of the program once its cause is gone.
+//! within seconds and without a restart of the program once its cause is gone.
+
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::openbao::OpenBao;
+use crate::support::openbao::{OpenBao, leader};
 use crate::support::pki::{Authority, private};
 use crate::support::provider::{Login, Provider, Setup};
 use crate::support::wait::{LONG, until};
@@ -33,9 +35,12 @@ async fn shows(provider: &Provider, class: &str) {
     assert_eq!(status, 200, "alive whatever OpenBao does: {text}");
 }
 
-async fn heals(provider: &Provider, id: u32) {
-    assert!(provider.status("ok").await.starts_with("obk2."));
+/// Status is healthy again soon after the repair, whoever looks, and nobody was flooded with logins meanwhile.
+async fn heals(provider: &Provider, id: u32, repaired: Instant) {
+    assert!(provider.recovers(repaired).await.starts_with("obk2."));
     provider.readyz(200, "ok").await;
+    let (logins, lived) = (provider.logins().await, provider.age().as_secs_f64());
+    assert!(logins <= 4.0 + 1.5 * lived, "{logins} logins in {lived} s");
     assert_eq!(provider.id(), id, "nobody restarted it");
     let client = provider.connect().await;
     client.encrypt(vec![7; 32], "after").await.expect("Encrypt works again");
@@ -49,7 +54,7 @@ async fn a_wrong_ca_is_tls_until_the_file_is_right() {
     let id = provider.id();
     shows(&provider, "tls").await;
     std::fs::copy(&scene.bao.ca, &provider.setup.ca).expect("the right CA");
-    heals(&provider, id).await;
+    heals(&provider, id, Instant::now()).await;
 }
 
 #[tokio::test]
@@ -61,7 +66,7 @@ async fn a_wrong_role_is_login_refused_until_it_is_there() {
     shows(&provider, "login_refused").await;
     let role = scene.bao.read("auth/jwt/role/kms").await;
     scene.bao.write("auth/jwt/role/another", role).await;
-    heals(&provider, id).await;
+    heals(&provider, id, Instant::now()).await;
 }
 
 #[tokio::test]
@@ -72,7 +77,7 @@ async fn an_expired_jwt_is_login_refused_until_the_file_is_renewed() {
     let id = provider.id();
     shows(&provider, "login_refused").await;
     private(&provider.setup.jwt, &scene.bao.token(3600));
-    heals(&provider, id).await;
+    heals(&provider, id, Instant::now()).await;
 }
 
 #[tokio::test]
@@ -83,7 +88,7 @@ async fn a_missing_jwt_is_credential_unavailable_until_it_is_there() {
     let id = provider.id();
     shows(&provider, "credential_unavailable").await;
     private(&provider.setup.jwt, &scene.bao.token(3600));
-    heals(&provider, id).await;
+    heals(&provider, id, Instant::now()).await;
 }
 
 #[tokio::test]
@@ -96,7 +101,7 @@ async fn a_missing_key_is_key_missing_at_once_and_until_it_is_there() {
     scene.bao.delete_key().await;
     shows(&provider, "key_missing").await;
     scene.bao.write(&restore_path(&scene.bao), json!({ "backup": backup })).await;
-    heals(&provider, id).await;
+    heals(&provider, id, Instant::now()).await;
 
     // Another key under the same name opens nothing that was written before, and must not be taken for the first.
     scene.bao.delete_key().await;
@@ -141,7 +146,7 @@ async fn a_key_restored_from_an_older_backup_is_key_rolled_back() {
 
     // A rotation of the restored key makes another second version, which must not pass for the first.
     scene.bao.write(&scene.bao.key("/rotate"), json!({})).await;
-    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
     shows(&provider, "key_rolled_back").await;
 }
 
@@ -156,7 +161,7 @@ async fn a_policy_that_is_taken_away_is_token_rejected_until_it_is_back() {
     shows(&provider, "token_rejected").await;
     let policy = scene.bao.setup.policy_text();
     scene.bao.write("sys/policies/acl/kms", json!({ "policy": policy })).await;
-    heals(&provider, id).await;
+    heals(&provider, id, Instant::now()).await;
 }
 
 #[tokio::test]
@@ -173,6 +178,27 @@ async fn a_sealed_server_is_sealed_and_a_stopped_one_unreachable_until_it_serves
     shows(&provider, "unreachable").await;
     // The static seal opens it by itself.
     bao.start().await;
-    heals(&provider, id).await;
+    leader(std::slice::from_ref(&bao)).await;
+    heals(&provider, id, Instant::now()).await;
     assert_eq!(provider.status("ok").await, key_id, "the same key has the same key_id");
+}
+
+/// The token ends during an outage, and so does the JWT that would bring another one.
+#[tokio::test]
+async fn a_jwt_that_expires_during_an_outage_is_login_refused_until_the_file_is_renewed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut bao = OpenBao::durable(folder.path()).await;
+    bao.setup.token_ttl = "5s".into();
+    bao.provision().await;
+    let provider = Setup::new(folder.path(), &bao, Login::Jwt).start();
+    let id = provider.id();
+    provider.status("ok").await;
+    bao.stop();
+    private(&provider.setup.jwt, &bao.token(-600));
+    shows(&provider, "unreachable").await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    bao.start().await;
+    shows(&provider, "login_refused").await;
+    private(&provider.setup.jwt, &bao.token(3600));
+    heals(&provider, id, Instant::now()).await;
 }

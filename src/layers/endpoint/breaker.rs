@@ -12,8 +12,11 @@ use crate::error::{Class, Repeat};
 use crate::telemetry::metrics::PipelineMetrics;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Short enough that the first healthy Status comes within two seconds of OpenBao's return.
-const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// Short, because a call that waits for a trial when a new leader is there already may run out of time: an API server has
+/// three seconds, an election takes most of them. One trial at a time costs OpenBao next to nothing.
+const LAST_PAUSE: Duration = Duration::from_millis(300);
+/// For how long an address that failed comes after the others.
+const AFTER: Duration = Duration::from_secs(1);
 /// How long one call alone may try an address while others wait: an OpenBao that is merely slow must not be met by one call
 /// after the other, and one that never answers must not hold everybody for as long as its caller has patience.
 const ALONE: Duration = Duration::from_secs(1);
@@ -108,7 +111,7 @@ impl Breakers {
         let mut state = self.state();
         let closed = state.iter().enumerate().filter(|(_, address)| address.open.is_none());
         let order = |(at, address): &(usize, &Address)| {
-            (avoids(*at), address.failed.filter(|failed| now < *failed + LAST_PAUSE), *at)
+            (avoids(*at), address.failed.filter(|failed| now < *failed + AFTER), *at)
         };
         if let Some((at, _)) = closed.min_by_key(order) {
             return Pick::Ask { at, trial: None };

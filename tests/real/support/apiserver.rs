@@ -23,8 +23,15 @@ pub struct ApiServer {
     program: PathBuf,
     folder: PathBuf,
     arguments: Vec<String>,
-    client: reqwest::Client,
+    reader: Reader,
     pub url: String,
+}
+
+/// Reads from an API server, whether it runs or not.
+#[derive(Clone)]
+pub struct Reader {
+    client: reqwest::Client,
+    url: String,
 }
 
 /// The EncryptionConfiguration with our socket first and `identity` behind it.
@@ -75,7 +82,8 @@ impl ApiServer {
             "--encryption-provider-config-automatic-reload=true".to_owned(),
         ];
         let program = component(program);
-        let mut server = Self { process: None, program, folder, arguments, client: client(), url };
+        let reader = Reader { client: client(), url: url.clone() };
+        let mut server = Self { process: None, program, folder, arguments, reader, url };
         server.spawn();
         server.ready().await;
         server
@@ -115,17 +123,12 @@ impl ApiServer {
 
     /// A read: status and text.
     pub async fn get(&self, path: &str) -> Result<(u16, String), String> {
-        self.call(Method::GET, path, None).await
+        self.reader.get(path).await
     }
 
-    async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Result<(u16, String), String> {
-        let mut request = self.client.request(method, format!("{}{path}", self.url)).bearer_auth(TOKEN);
-        if let Some(body) = body {
-            request = request.header("Content-Type", "application/json").body(body.to_string());
-        }
-        let reply = request.send().await.map_err(|error| format!("{error:?}"))?;
-        let status = reply.status().as_u16();
-        Ok((status, reply.text().await.map_err(|error| format!("{error:?}"))?))
+    /// What reads from it, for a task of its own.
+    pub fn reader(&self) -> Reader {
+        self.reader.clone()
     }
 
     /// Stores a Secret with one value.
@@ -139,13 +142,36 @@ impl ApiServer {
             "apiVersion": "v1", "kind": "Secret", "metadata": { "name": name }, "data": { "value": STANDARD.encode(value) },
         });
         let path = "/api/v1/namespaces/default/secrets";
-        match self.call(Method::POST, path, Some(body)).await? {
+        match self.reader.call(Method::POST, path, Some(body)).await? {
             (201, _) => Ok(()),
             (status, text) => Err(format!("{status}: {text}")),
         }
     }
 
     /// Reads a Secret's value, or why it cannot be read.
+    pub async fn value(&self, name: &str) -> Result<String, String> {
+        self.reader.value(name).await
+    }
+}
+
+// === impl Reader ===
+
+impl Reader {
+    async fn get(&self, path: &str) -> Result<(u16, String), String> {
+        self.call(Method::GET, path, None).await
+    }
+
+    async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Result<(u16, String), String> {
+        let mut request = self.client.request(method, format!("{}{path}", self.url)).bearer_auth(TOKEN);
+        if let Some(body) = body {
+            request = request.header("Content-Type", "application/json").body(body.to_string());
+        }
+        let reply = request.send().await.map_err(|error| format!("{error:?}"))?;
+        let status = reply.status().as_u16();
+        Ok((status, reply.text().await.map_err(|error| format!("{error:?}"))?))
+    }
+
+    /// A Secret's value, or why it cannot be read.
     pub async fn value(&self, name: &str) -> Result<String, String> {
         let (status, text) = self.get(&format!("/api/v1/namespaces/default/secrets/{name}")).await?;
         if status != 200 {

@@ -3,10 +3,13 @@
 
 pub mod apiserver;
 pub mod etcd;
+pub mod load;
 pub mod openbao;
 pub mod pki;
 pub mod process;
 pub mod provider;
+pub mod repeat;
+pub mod successor;
 pub mod wait;
 
 use std::collections::BTreeSet;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
 use bao_kms_provider::dev::certificate::{ClientAuthority, ClientIdentity};
 use bao_kms_provider::dev::client::{Client, Endpoint};
@@ -110,6 +111,7 @@ impl OpenBao {
              listener \"tcp\" {{\n  address = \"127.0.0.1:{port}\"\n  cluster_address = \"127.0.0.1:{cluster}\"\n  \
              tls_cert_file = \"{}\"\n  tls_key_file = \"{}\"\n}}\n\
              api_addr = \"https://127.0.0.1:{port}\"\ncluster_addr = \"https://127.0.0.1:{cluster}\"\n\
+             audit \"file\" \"seen\" {{\n  options {{\n    file_path = \"stdout\"\n  }}\n}}\n\
              seal \"static\" {{\n  current_key_id = \"k1\"\n  current_key = \"file://{}\"\n}}\n",
             dir.display(),
             cert.display(),
@@ -132,6 +134,8 @@ impl OpenBao {
         })
         .await;
         self.ready().await;
+        // One that stands by alone is about to lead, and until then it sets nothing up.
+        leader(std::slice::from_ref(self)).await;
     }
 
     /// Kills it (SIGKILL); what is on disk stays.
@@ -142,6 +146,17 @@ impl OpenBao {
     /// What `sys/health` answers: 200 for the leader, 429 for a standby, 0 for nobody.
     pub async fn health(&self) -> u16 {
         self.call("GET", "sys/health", Value::Null).await.map_or(0, |(status, _)| status)
+    }
+
+    /// When it was asked to seal or open something, as its audit log tells it.
+    pub fn asked(&self) -> Vec<SystemTime> {
+        let log = std::fs::read_to_string(self.folder.join("bao.log")).unwrap_or_default();
+        let requests = log.lines().filter(|line| line.contains("\"type\":\"request\""));
+        let calls = requests.filter(|line| {
+            ["encrypt", "decrypt"].iter().any(|call| line.contains(&format!("\"path\":\"{}/{call}/", self.setup.mount)))
+        });
+        let times = calls.filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        times.filter_map(|line| humantime::parse_rfc3339(line["time"].as_str()?).ok()).collect()
     }
 
     fn spawn(&mut self) {

@@ -3,16 +3,18 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bao_kms_provider::front::client::Client;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::apiserver::PROVIDER;
 use super::openbao::OpenBao;
 use super::pki::private;
 use super::process::Process;
-use super::wait::{LONG, until};
+use super::successor::Successor;
+use super::wait::{LONG, SOON, until};
 use super::{client, free_port};
 
 /// The binary under test.
@@ -39,6 +41,9 @@ pub struct Setup {
 /// The running program.
 pub struct Provider {
     process: Option<Process>,
+    /// Who serves in place of `process`.
+    successor: Option<Successor>,
+    began: Instant,
     http: reqwest::Client,
     pub setup: Setup,
 }
@@ -110,7 +115,8 @@ impl Setup {
 
     /// Starts it as `command` with these arguments before `--config`, such as by a service manager.
     pub fn start_below(self, command: Command, arguments: &[&str]) -> Provider {
-        let mut provider = Provider { process: None, http: client(), setup: self };
+        let mut provider =
+            Provider { process: None, successor: None, began: Instant::now(), http: client(), setup: self };
         provider.spawn(command, arguments);
         provider
     }
@@ -132,6 +138,35 @@ impl Provider {
     /// Ends it as a service manager does.
     pub fn stop(&mut self) -> ExitStatus {
         self.process.take().expect("it runs").stop()
+    }
+
+    /// Has a new process take over its sockets (SIGUSR2), and waits until the one before has ended.
+    pub async fn hand_over(&mut self) {
+        let before = self.successors().len();
+        match &self.successor {
+            Some(successor) => successor.signal(Signal::USR2),
+            None => self.process.as_mut().expect("it runs").signal(Signal::USR2),
+        }
+        let pid = until("the new process", LONG, async || {
+            self.successors().get(before).copied().ok_or_else(|| "nobody took over".to_owned())
+        })
+        .await;
+        until("the end of the process before", LONG, async || {
+            let ended = match &self.successor {
+                Some(successor) => !successor.runs(),
+                None => self.process.as_mut().expect("it ran").ended().is_some_and(|status| status.success()),
+            };
+            if ended { Ok(()) } else { Err("it still runs".to_owned()) }
+        })
+        .await;
+        self.successor = Some(Successor::of(pid));
+    }
+
+    /// Every process that took over, as the log tells it.
+    fn successors(&self) -> Vec<u64> {
+        let log = self.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.filter(|line| line["event"] == "handed_over").filter_map(|line| line["pid"].as_u64()).collect()
     }
 
     /// What it has logged.
@@ -161,6 +196,32 @@ impl Provider {
             if status.healthz == healthz { Ok(status.key_id) } else { Err(status.healthz) }
         })
         .await
+    }
+
+    /// Waits until Status is healthy, which has to be soon after `since`; gives the key_id.
+    pub async fn recovers(&self, since: Instant) -> String {
+        let key_id = self.status("ok").await;
+        let took = since.elapsed();
+        assert!(took < SOON, "Status was healthy after {took:?}");
+        key_id
+    }
+
+    /// The sum of a metric over the series that carry all of these labels, such as `call="login"`.
+    pub async fn sum(&self, metric: &str, labels: &[&str]) -> f64 {
+        let (_, text) = self.admin("/metrics").await.expect("metrics");
+        let series = text.lines().filter(|line| line.starts_with(&format!("{metric}{{")));
+        let wanted = series.filter(|line| labels.iter().all(|label| line.contains(label)));
+        wanted.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// Since when it runs.
+    pub fn age(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Logins so far, well or not.
+    pub async fn logins(&self) -> f64 {
+        self.sum("bao_kms_logins_total", &["call=\"login\""]).await
     }
 
     /// Waits until `/readyz` has this status and names `class` as the pipeline's reason; gives the whole answer.
