@@ -10,6 +10,8 @@ mod suite {
     #[cfg(feature = "dev")]
     mod contract;
     mod deploy;
+    #[cfg(feature = "dev")]
+    mod dev;
     mod door;
     #[cfg(feature = "dev")]
     mod faults;
