@@ -6,6 +6,8 @@ mod suite {
     mod authority;
     #[cfg(feature = "dev")]
     mod bao;
+    #[cfg(feature = "dev")]
+    mod collector;
     mod config;
     #[cfg(feature = "dev")]
     mod contract;
@@ -15,12 +17,16 @@ mod suite {
     mod door;
     #[cfg(feature = "dev")]
     mod faults;
+    #[cfg(feature = "dev")]
+    mod gauges;
     mod generated;
     #[cfg(feature = "dev")]
     mod handover;
     mod hostile;
     mod house;
     mod inherit;
+    #[cfg(feature = "dev")]
+    mod logs;
     mod pages;
     mod peers;
     #[cfg(feature = "dev")]

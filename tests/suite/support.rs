@@ -98,8 +98,13 @@ admin: {{ listen: 127.0.0.1:{admin} }}
 
     /// Starts the program with this configuration.
     pub fn serve(&self, config: &str) -> Program {
+        self.serve_with(config, |_| {})
+    }
+
+    /// The same, with something else about the command.
+    pub fn serve_with(&self, config: &str, adjust: impl FnOnce(&mut Command)) -> Program {
         let file = self.write("config.yaml", config);
-        Program::start(&file)
+        Program::start(&file, adjust)
     }
 
     /// What the admin listener answers.
@@ -137,13 +142,11 @@ pub struct Program {
 }
 
 impl Program {
-    fn start(file: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_bao-kms-provider"))
-            .args(["serve", "--config"])
-            .arg(file)
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program starts");
+    fn start(file: &Path, adjust: impl FnOnce(&mut Command)) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bao-kms-provider"));
+        command.args(["serve", "--config"]).arg(file).stderr(Stdio::piped());
+        adjust(&mut command);
+        let mut child = command.spawn().expect("the program starts");
         let mut stderr = child.stderr.take().expect("piped");
         let output: Arc<Mutex<String>> = Arc::default();
         let sink = output.clone();
