@@ -48,4 +48,6 @@ mod suite {
     mod traces;
     #[cfg(feature = "dev")]
     mod transit;
+    #[cfg(feature = "dev")]
+    mod user;
 }
