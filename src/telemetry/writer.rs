@@ -211,7 +211,8 @@ mod tests {
         for _ in 0..(MAX_WAITING / line.len() + 3) {
             shared.push(&line);
         }
-        assert_eq!((shared.queue().waiting.len(), shared.queue().dropped), (MAX_WAITING, 3));
+        let queue = shared.queue();
+        assert_eq!((queue.waiting.len(), queue.dropped), (MAX_WAITING, 3));
     }
 
     #[test]

@@ -78,7 +78,7 @@ async fn a_log_that_nobody_reads_holds_up_no_call_and_says_what_it_lost() {
     assert_eq!(program.0.wait().expect("it ends").code(), Some(0));
     let text = reader.join().expect("the reader").expect("text");
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("whole lines")).collect();
-    let told = lines.iter().filter(|line| line["event"] == "log_lines_dropped").next_back().expect("it is told");
+    let told = lines.iter().rfind(|line| line["event"] == "log_lines_dropped").expect("it is told");
     let dropped = told["dropped"].as_u64().expect("a number");
     let kept = lines.iter().filter(|line| line["class"] == "key_id_malformed").count() as u64;
     assert!(dropped > 0 && kept > 0, "{dropped} {kept}");
