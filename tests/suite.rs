@@ -9,11 +9,14 @@ mod suite {
     #[cfg(feature = "dev")]
     mod bao;
     mod claims;
+    #[cfg(feature = "dev")]
+    mod collector;
     mod commands;
     mod config;
     #[cfg(feature = "dev")]
     mod contract;
     mod deploy;
+    mod dev;
     #[cfg(feature = "dev")]
     mod disk;
     mod door;
@@ -22,6 +25,8 @@ mod suite {
     mod findings;
     #[cfg(feature = "dev")]
     mod flood;
+    #[cfg(feature = "dev")]
+    mod gauges;
     mod generated;
     #[cfg(feature = "dev")]
     mod handover;
@@ -30,11 +35,13 @@ mod suite {
     mod inherit;
     #[cfg(feature = "dev")]
     mod isolation;
+    #[cfg(feature = "dev")]
     mod key_trouble;
     #[cfg(feature = "dev")]
     mod load;
     #[cfg(feature = "dev")]
     mod logins;
+    mod logs;
     #[cfg(feature = "dev")]
     mod metrics;
     #[cfg(feature = "dev")]
@@ -84,4 +91,6 @@ mod suite {
     mod traces;
     #[cfg(feature = "dev")]
     mod transit;
+    #[cfg(feature = "dev")]
+    mod user;
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Exit, complain, runtime, say};
 use crate::dev::client::{Client as BaoClient, Endpoint};
@@ -30,17 +31,55 @@ type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 /// How long after a rotation the story's pipeline takes the new version into use.
 const ACTIVATION: &str = "2s";
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How often the calls are looked at that were answered meanwhile.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long tasks that still run at the end may take.
+const END_WITHIN: Duration = Duration::from_secs(2);
 
 pub(super) fn run(args: &Args) -> Exit {
     let Ok(runtime) = runtime() else {
         complain("the runtime cannot start");
         return Exit::Unexpected;
     };
-    match runtime.block_on(story(args)) {
-        Ok(()) => Exit::Ok,
+    let outcome = runtime.block_on(async {
+        // Listened for before there is a folder with a credential in it that somebody would have to remove.
+        let mut stop = Stop::listen()?;
+        let folder = Folder::make()?;
+        let ended = story(args, &folder, &mut stop).await;
+        Outcome::Ok((folder, ended))
+    });
+    // Whatever still runs could write into the folder: it ends first.
+    runtime.shutdown_timeout(END_WITHIN);
+    match outcome.and_then(|(folder, ended)| folder.remove().and(ended)) {
+        Ok(()) => {
+            tell("Done: everything that this story made is gone.");
+            Exit::Ok
+        }
         Err(error) => {
             complain(format_args!("the story ended early: {error}"));
             Exit::Unexpected
+        }
+    }
+}
+
+/// The signals that end the story: Ctrl-C, a service manager's SIGTERM, a terminal that was closed.
+struct Stop([Signal; 3]);
+
+// === impl Stop ===
+
+impl Stop {
+    fn listen() -> std::io::Result<Self> {
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        let [interrupt, terminate, hangup] = kinds.map(signal);
+        Ok(Self([interrupt?, terminate?, hangup?]))
+    }
+
+    async fn asked(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
         }
     }
 }
@@ -62,21 +101,53 @@ impl Folder {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
         Ok(path)
     }
+
+    /// Removes it, and says when something of it stays.
+    fn remove(self) -> Outcome<()> {
+        match std::fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(format!("{} holds a credential and cannot be removed: {error}", self.0.display()).into())
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // What stays is a folder in the temporary directory with nothing that opens anything.
+        // The way out of a panic; `remove` is the ordinary one and says what it could not do.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
-async fn story(args: &Args) -> Outcome<()> {
+/// Tells the story until its end or until somebody asks for one, whichever comes first.
+async fn story(args: &Args, folder: &Folder, stop: &mut Stop) -> Outcome<()> {
     let telemetry = telemetry::init(&quiet())?;
+    let told = tokio::select! {
+        told = chapters(folder) => Some(told),
+        () = stop.asked() => None,
+    };
+    let ended = match told {
+        None => Ok(()),
+        Some(Err(error)) => Err(error),
+        Some(Ok((host, server, socket))) => {
+            if !args.once {
+                stay(&host, &socket, stop).await;
+            }
+            host.stop().await;
+            server.shutdown().await;
+            Ok(())
+        }
+    };
+    telemetry.shutdown().await;
+    ended
+}
+
+/// Sets everything up, shows it work and leaves it running.
+async fn chapters(folder: &Folder) -> Outcome<(PluginHost, Server, PathBuf)> {
     tell("bao-kms-provider dev: the whole path on this machine.");
     tell("THIS IS NO PLACE FOR KEYS: the server below keeps them in memory and forgets them when it ends.\n");
 
-    let folder = Folder::make()?;
     let server = Server::start(Options::default()).await?;
     step(1, &format!("An OpenBao-compatible server listens at {} with TLS and a CA of its own.", server.url()));
 
@@ -95,7 +166,7 @@ async fn story(args: &Args) -> Outcome<()> {
     );
 
     let socket = folder.0.join("kms.sock");
-    let file = write_config(&folder, &server, &setup, &jwt, &socket)?;
+    let file = write_config(folder, &server, &setup, &jwt, &socket)?;
     let loaded = config::load(std::slice::from_ref(&file))?;
     let host = PluginHost::start(loaded.config, Inherited::none());
     step(3, &format!("A pipeline serves {} from this configuration:\n", socket.display()));
@@ -156,32 +227,33 @@ async fn story(args: &Args) -> Outcome<()> {
 
     tell("The EncryptionConfiguration for kube-apiserver:\n");
     tell(&indent(&encryption_configuration(&socket)));
-    if !args.once {
-        stay(&server, &socket).await;
-    }
-    host.stop().await;
-    server.shutdown().await;
-    telemetry.shutdown().await;
-    tell("Done: everything that this story made is gone.");
-    Ok(())
+    Ok((host, server, socket))
 }
 
-/// Shows each request that reaches OpenBao until Ctrl-C.
-async fn stay(server: &Server, socket: &Path) {
+/// Shows each KMS call that was answered, as the program itself counts them, until a signal ends it.
+async fn stay(host: &PluginHost, socket: &Path, stop: &mut Stop) {
+    let answers = || host.outlook().pipelines.load().iter().flat_map(|one| one.metrics.answers()).collect::<Vec<_>>();
+    let mut before = answers();
     tell(&format!(
-        "It stays up: try `bao-kms-provider probe --socket {}`. Requests that reach OpenBao, until Ctrl-C:",
+        "It stays up: try `bao-kms-provider probe --socket {}`. KMS calls and how they ended, until Ctrl-C:",
         socket.display()
     ));
-    let mut events = server.state().calls().events();
+    let mut look = tokio::time::interval(LOOK);
     loop {
         tokio::select! {
-            _ = tokio::signal::ctrl_c() => return,
-            event = events.recv() => match event {
-                Ok(event) => tell(&format!("  {} {:<4} /v1/{} {:.1} ms", event.status, event.method, event.path, event.elapsed.as_secs_f64() * 1e3)),
-                Err(tokio::sync::broadcast::error::RecvError::Lagged(missed)) => tell(&format!("  ({missed} more)")),
-                Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
-            },
+            () = stop.asked() => return,
+            _ = look.tick() => {}
         }
+        let now = answers();
+        for (call, class, count) in &now {
+            let known = before.iter().find(|(one, other, _)| (one, other) == (call, class)).map_or(0, |row| row.2);
+            match count.saturating_sub(known) {
+                0 => {}
+                1 => tell(&format!("  {call:<8} {class}")),
+                many => tell(&format!("  {call:<8} {class} ({many} calls)")),
+            }
+        }
+        before = now;
     }
 }
 

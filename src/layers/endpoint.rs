@@ -159,7 +159,7 @@ impl Endpoint {
     async fn send(&self, mut exchange: Exchange) -> Result<BaoReply, Error> {
         exchange.call.progress.enter(Stage::OpenBao);
         let (purpose, endpoint, due) = (exchange.call.purpose, exchange.endpoint, exchange.call.deadline);
-        let span = traces::attempt_span(purpose, endpoint);
+        let span = traces::attempt_span(purpose, endpoint, exchange.call.trace.as_ref());
         if let Some(trace) = traces::inject(&span) {
             exchange.call.trace = Some(trace);
         }

@@ -31,6 +31,7 @@ events! {
     CALLS_FAILED "calls_failed" "Summary: how many calls failed with this class in the last minute."
     PANIC "panic" "A defect: one call panicked and was answered with an internal error."
     EXPORTER_TROUBLE "exporter_trouble" "Traces cannot be delivered; calls are not affected."
+    LOG_LINES_DROPPED "log_lines_dropped" "Whatever reads the log was slower than it; lines were dropped, and no call waited."
     MEMORY_NOT_LOCKED "memory_not_locked" "`memory.lock` is asked for and cannot be had; calls are served all the same."
     ADMIN_TROUBLE "admin_trouble" "The admin listener cannot be had; it is tried again."
 }

@@ -13,44 +13,51 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use super::config::{Config, Format, Level};
-use super::{events, traces};
+use super::exporter::Exporter;
+use super::{events, traces, writer};
 
 /// How long the end of the program waits for the last traces.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
 
-/// Keeps telemetry alive; the last traces are sent when it is shut down.
+/// Keeps telemetry alive; the last traces and lines are sent when it is shut down.
 pub struct Guard {
     level: reload::Handle<Targets, Registry>,
     provider: Option<SdkTracerProvider>,
+    lines: writer::Flush,
 }
 
-/// Logging was started twice in one process.
+/// Why there is no log.
 #[derive(Debug, thiserror::Error)]
-#[error("logging is already set up in this process")]
-pub struct InitError;
+pub enum InitError {
+    /// Logging was started twice in one process.
+    #[error("logging is already set up in this process; this is a defect, please report it")]
+    Twice,
+    /// The thread that writes.
+    #[error("the thread that writes the log cannot start: {0}; raise the limit on threads (TasksMax=)")]
+    Thread(#[from] std::io::Error),
+}
 
 /// Starts logs, and traces when an exporter is named. Needs a running tokio runtime. An exporter that cannot be built is
-/// an event, not an error.
+/// an event, not an error: it is tried again.
 ///
 /// # Errors
-/// When logging was already started in this process.
+/// When logging was already started in this process, or its thread cannot start.
 pub fn init(config: &Config) -> Result<Guard, InitError> {
     let (filter, level) = reload::Layer::new(targets(config.logs.level));
-    let (provider, trouble) = match config.traces.otlp.as_ref().map(traces::provider) {
-        None => (None, None),
-        Some(Ok(provider)) => (Some(provider), None),
-        Some(Err(error)) => (None, Some(error)),
-    };
+    let (writer, flush) = writer::start()?;
+    let exporter = config.traces.otlp.as_ref().map(|otlp| (otlp, Exporter::new(otlp, traces::resource())));
+    let provider = exporter.as_ref().map(|(otlp, exporter)| traces::provider(otlp, exporter.clone()));
     let exported = provider.as_ref().map(|provider| {
         let only_ours = Targets::new().with_target(traces::TARGET, LevelFilter::INFO);
         tracing_opentelemetry::layer().with_tracer(traces::tracer(provider)).with_filter(only_ours)
     });
-    let lines = lines(config.logs.format).with_filter(filter);
-    tracing_subscriber::registry().with(lines).with(exported).try_init().map_err(|_| InitError)?;
-    if let Some(error) = trouble {
-        tracing::error!(event = events::EXPORTER_TROUBLE, "traces are not exported: {error}");
+    let lines = lines(config.logs.format, writer).with_filter(filter);
+    tracing_subscriber::registry().with(lines).with(exported).try_init().map_err(|_| InitError::Twice)?;
+    // Built here and not at the first span, so that a wrong file shows in the log of the start.
+    if let Some(Err(error)) = exporter.map(|(_, exporter)| exporter.current()) {
+        tracing::error!(event = events::EXPORTER_TROUBLE, "traces are not exported, it is tried again: {error}");
     }
-    Ok(Guard { level, provider })
+    Ok(Guard { level, provider, lines: flush })
 }
 
 /// Ours at the configured level, libraries at warnings, spans of calls never.
@@ -68,7 +75,7 @@ fn targets(level: Level) -> Targets {
         .with_target(traces::TARGET, LevelFilter::OFF)
 }
 
-fn lines<S>(format: Format) -> Box<dyn Layer<S> + Send + Sync>
+fn lines<S>(format: Format, writer: writer::Writer) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
@@ -78,12 +85,12 @@ where
             .flatten_event(true)
             .with_current_span(false)
             .with_span_list(false)
-            .with_writer(std::io::stderr)
+            .with_writer(writer)
             .boxed(),
         Format::Text => {
             let colour =
                 std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-            fmt::layer().with_ansi(colour).with_target(false).with_writer(std::io::stderr).boxed()
+            fmt::layer().with_ansi(colour).with_target(false).with_writer(writer).boxed()
         }
     }
 }
@@ -98,13 +105,15 @@ impl Guard {
         }
     }
 
-    /// Sends the last traces, waiting two seconds at most.
+    /// Sends the last traces, waiting two seconds at most, and the last lines, waiting one.
     pub async fn shutdown(self) {
-        let Some(provider) = self.provider else {
-            return;
-        };
-        let flushed = tokio::task::spawn_blocking(move || traces::flush(&provider, FLUSH_WITHIN));
-        // The time-out is twice the bound that the provider itself keeps.
-        let _ = tokio::time::timeout(FLUSH_WITHIN * 2, flushed).await;
+        let Self { provider, lines, .. } = self;
+        if let Some(provider) = provider {
+            let flushed = tokio::task::spawn_blocking(move || traces::flush(&provider, FLUSH_WITHIN));
+            // The time-out is twice the bound that the provider itself keeps.
+            let _ = tokio::time::timeout(FLUSH_WITHIN * 2, flushed).await;
+        }
+        // The drop waits, within its own bound.
+        let _ = tokio::task::spawn_blocking(move || drop(lines)).await;
     }
 }

@@ -182,6 +182,15 @@ impl PipelineMetrics {
         .collect()
     }
 
+    /// Every KMS call answered so far, by call and class; only what occurred.
+    pub fn answers(&self) -> Vec<(&'static str, &'static str, u64)> {
+        let classes = || std::iter::once("ok").chain(Class::ALL.iter().map(|class| class.name()));
+        let calls = ["status", Kind::Encrypt.name(), Kind::Decrypt.name()];
+        let rows = calls.into_iter().flat_map(|call| classes().map(move |class| (call, class)));
+        rows.filter_map(|(call, class)| Some((call, class, self.calls.get(&CallLabels { call, class })?.get())))
+            .collect()
+    }
+
     /// A Status is answered; `healthz` is `ok` or the name of a class.
     pub fn status_answered(&self, healthz: &'static str) {
         self.calls.get_or_create(&CallLabels { call: "status", class: healthz }).inc();

@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod events;
+mod exporter;
 pub mod logs;
 pub mod metrics;
 pub mod observed;
@@ -10,6 +11,7 @@ pub mod registry;
 pub mod tally;
 pub mod traces;
 mod watched;
+mod writer;
 
 pub use config::{Config, TABLE};
 pub use logs::{Guard, InitError, init};

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
 use opentelemetry::trace::TracerProvider as _;
-use opentelemetry_otlp::{WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
@@ -14,9 +13,9 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::config::Otlp;
+use super::exporter::Exporter;
 use super::watched::Watched;
 use crate::error::Class;
-use crate::files::{self, Secrecy};
 use crate::request::{Kind, Purpose, Request, TraceContext};
 
 /// The target of spans that are exported and never logged.
@@ -51,7 +50,13 @@ pub fn call_span(request: &Request) -> Span {
             tracing::info_span!(target: TARGET, "kms.decrypt", uid = &*request.context.uid, class = tracing::field::Empty)
         }
     };
-    if let (false, Some(trace)) = (span.is_disabled(), &request.context.trace) {
+    join(&span, request.context.trace.as_ref());
+    span
+}
+
+/// Makes the caller's span the parent.
+fn join(span: &Span, caller: Option<&TraceContext>) {
+    if let (false, Some(trace)) = (span.is_disabled(), caller) {
         let headers = Headers(HashMap::from([
             ("traceparent".to_owned(), trace.parent.clone()),
             ("tracestate".to_owned(), trace.state.clone()),
@@ -59,7 +64,6 @@ pub fn call_span(request: &Request) -> Span {
         // A malformed context makes a trace of our own, which is what a missing one does.
         let _ = span.set_parent(TraceContextPropagator::new().extract(&headers));
     }
-    span
 }
 
 /// Notes on the current span how its call ended.
@@ -70,10 +74,15 @@ pub fn record_outcome(class: Option<Class>) {
     }
 }
 
-/// The span of one exchange with OpenBao, a child of the current one.
-pub fn attempt_span(purpose: Purpose, endpoint: Option<usize>) -> Span {
+/// The span of one exchange with OpenBao: a child of the current one, or of the caller's where calls make no span.
+pub fn attempt_span(purpose: Purpose, endpoint: Option<usize>, caller: Option<&TraceContext>) -> Span {
     let endpoint = endpoint.and_then(|at| i64::try_from(at).ok()).unwrap_or(-1);
-    tracing::info_span!(target: TARGET, "openbao.attempt", purpose = purpose.name(), endpoint)
+    let inside = Span::current().metadata().is_some_and(|current| current.target() == TARGET);
+    let span = tracing::info_span!(target: TARGET, "openbao.attempt", purpose = purpose.name(), endpoint);
+    if !inside {
+        join(&span, caller);
+    }
+    span
 }
 
 /// The context to hand on to OpenBao; `None` when the span is not exported.
@@ -87,37 +96,19 @@ pub fn inject(span: &Span) -> Option<TraceContext> {
     Some(TraceContext { parent: map.remove("traceparent")?, state: map.remove("tracestate").unwrap_or_default() })
 }
 
-/// Why traces cannot be exported; calls are not affected.
-#[derive(Debug, thiserror::Error)]
-pub enum TraceError {
-    /// The CA file.
-    #[error("telemetry.traces.otlp.caFile: {0}")]
-    Ca(#[from] files::FileError),
-    /// The exporter itself.
-    #[error("telemetry.traces.otlp: {0}")]
-    Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+/// What every span says of its origin.
+pub(super) fn resource() -> Resource {
+    Resource::builder().with_service_name("bao-kms-provider").build()
 }
 
 /// A provider that exports in the background through a bounded queue; what does not fit is dropped, never waited for.
-pub(super) fn provider(config: &Otlp) -> Result<SdkTracerProvider, TraceError> {
-    let mut exporter = opentelemetry_otlp::SpanExporter::builder()
-        .with_tonic()
-        .with_endpoint(config.endpoint.as_str())
-        .with_timeout(config.timeout.get());
-    if config.endpoint.starts_with("https://") {
-        let mut tls = tonic::transport::ClientTlsConfig::new();
-        if let Some(path) = &config.ca_file {
-            let pem = files::read(path, Secrecy::Public, files::MAX_PEM)?;
-            tls = tls.ca_certificate(tonic::transport::Certificate::from_pem(&*pem));
-        }
-        exporter = exporter.with_tls_config(tls);
-    }
+pub(super) fn provider(config: &Otlp, exporter: Exporter) -> SdkTracerProvider {
     let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.sample_ratio)));
-    Ok(SdkTracerProvider::builder()
-        .with_batch_exporter(Watched::new(exporter.build()?))
+    SdkTracerProvider::builder()
+        .with_batch_exporter(Watched::new(exporter))
         .with_sampler(sampler)
-        .with_resource(Resource::builder().with_service_name("bao-kms-provider").build())
-        .build())
+        .with_resource(resource())
+        .build()
 }
 
 /// The tracer that the subscriber's layer writes to.

@@ -18,6 +18,7 @@ use crate::support::{component, free_port};
 const STAGED: &[&str] = &[
     "/etc/bao-kms-provider",
     "/etc/kubernetes",
+    "/etc/systemd",
     "/var/lib/openbao-kms",
     "/run/openbao-kms",
     "/usr/bin/bao-kms-provider",
@@ -29,6 +30,8 @@ const STAGED: &[&str] = &[
 /// What takes a running systemd or another user, as scripts that work on `$STAGE`.
 const STAND_INS: &[(&str, &str)] = &[
     ("chown", "exit 0"),
+    // Every host of the page is this one.
+    ("ssh", "while [ \"${1#root@}\" = \"$1\" ]; do shift; done; shift; exec sh -c \"$*\""),
     ("systemd-sysusers", "mkdir -p \"$STAGE/etc\"; exec /usr/bin/systemd-sysusers --root=\"$STAGE\" \"$@\""),
     (
         "systemd-tmpfiles",
@@ -42,6 +45,10 @@ const STAND_INS: &[(&str, &str)] = &[
         "case \"$1 ${2-}\" in
             'daemon-reload ') ;;
             'enable --now')
+                # A timer's first run is what it starts.
+                case $3 in *.timer)
+                    exec $(sed -n 's/^ExecStart=//p' \"$STAGE/etc/systemd/system/${3%.timer}.service\") ;;
+                esac
                 unit=$STAGE/usr/lib/systemd/system/$3
                 command=$(sed -n 's/^ExecStart=//p' \"$unit\" | sed \"s#/usr/bin/bao#$STAGE&#; s#/etc/bao#$STAGE&#\")
                 export STATE_DIRECTORY=\"$STAGE/var/lib/$(sed -n 's/^StateDirectory=//p' \"$unit\")\"
@@ -104,7 +111,7 @@ async fn the_page_leads_from_a_fresh_openbao_to_encrypted_secrets_and_back() {
 
     let folder = tempfile::tempdir().expect("a folder");
     let stage = folder.path().join("stage");
-    for path in ["etc/kubernetes/encryption", "home", "checkout", "stand-ins", "usr/bin"] {
+    for path in ["etc/kubernetes/encryption", "etc/systemd/system", "home", "checkout", "stand-ins", "usr/bin"] {
         std::fs::create_dir_all(stage.join(path)).expect("a folder");
     }
     for (name, body) in STAND_INS {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+/// Held against the program itself in `these_names_are_the_programs_the_examples_and_the_pages`.
 const CONFIG: &str = "/etc/bao-kms-provider/config.yaml";
 const RUN: &str = "/run/openbao-kms";
 const STATE: &str = "/var/lib/openbao-kms";
@@ -57,6 +58,79 @@ fn service() -> Unit {
     unit("deploy/systemd/bao-kms-provider.service")
 }
 
+/// A configuration of `config-examples/`, or the one that a page writes to its file.
+fn config(text: &str) -> Value {
+    serde_saphyr::from_str(text).expect("the configuration is YAML")
+}
+
+fn written_by_the_page() -> Value {
+    let page = text("docs/install.md");
+    let rest = page.split_once(&format!("cat > {CONFIG} <<YAML\n")).expect("the page writes the file").1;
+    config(&rest.split_once("\nYAML").expect("an end").0.replace("$BAO_ADDR", "https://bao-0.example.org:8200"))
+}
+
+#[test]
+fn these_names_are_the_programs_the_examples_and_the_pages() {
+    let mut help = std::process::Command::new(env!("CARGO_BIN_EXE_bao-kms-provider"));
+    let help = help.args(["serve", "--help"]).output().expect("it runs").stdout;
+    let help = String::from_utf8(help).expect("text");
+    assert!(help.contains(&format!("[default: {CONFIG}]")), "{help}");
+
+    let (socket, service) = (unit("deploy/systemd/bao-kms-provider.socket"), service());
+    for file in [config(&text("config-examples/minimal.yaml")), written_by_the_page()] {
+        let pipeline = &file["pipelines"][0];
+        assert_eq!(pipeline["socket"]["path"], one(&socket, "Socket", "ListenStream"));
+        assert_eq!(pipeline["socket"]["group"], one(&socket, "Socket", "SocketGroup"));
+        assert_eq!(pipeline["name"], one(&socket, "Socket", "FileDescriptorName"));
+        let jwt = pipeline["auth"]["jwt"]["file"].as_str().expect("login with a JWT");
+        assert_eq!(
+            Path::new(jwt).parent(),
+            Some(Path::new("/var/lib").join(one(&service, "Service", "StateDirectory")).as_path())
+        );
+    }
+    for name in ["full", "certificate", "two-pipelines", "base"] {
+        for pipeline in config(&text(&format!("config-examples/{name}.yaml")))["pipelines"].as_array().expect("a list")
+        {
+            let path = pipeline["socket"]["path"].as_str().expect("a path");
+            assert_eq!(Path::new(path).parent(), Some(Path::new(RUN)), "{name}: {path}");
+        }
+    }
+}
+
+#[test]
+fn the_page_puts_what_deploy_holds_where_deploy_says() {
+    let page = text("docs/install.md");
+    for (from, to) in [
+        ("bao-kms-provider", PROGRAM),
+        ("deploy/systemd/bao-kms-provider.service", "/usr/lib/systemd/system/bao-kms-provider.service"),
+        ("deploy/systemd/bao-kms-provider.sysusers.conf", "/usr/lib/sysusers.d/bao-kms-provider.conf"),
+        ("deploy/systemd/bao-kms-provider.tmpfiles.conf", "/usr/lib/tmpfiles.d/bao-kms-provider.conf"),
+    ] {
+        let line = |line: &&str| line.starts_with("install -D") && line.ends_with(&format!(" {from} {to}"));
+        assert!(page.lines().any(|text| line(&text)), "{from} to {to}");
+        assert!(to == PROGRAM || text(from).contains(to) || from.ends_with(".service"), "{from} says where it goes");
+    }
+    let user = service();
+    assert!(page.contains(&format!("chown {}: {STATE}/", one(&user, "Service", "User"))), "the credential's owner");
+    // A checkout is built as the image is.
+    let image = text("deploy/container/Containerfile");
+    let build = image.lines().find_map(|line| line.strip_prefix("RUN cargo build")).expect("a build");
+    assert!(page.contains(&format!("`cargo build{build}`")), "cargo build{build}");
+}
+
+#[test]
+fn the_images_build_is_sent_what_it_copies_and_nothing_else() {
+    let rules = text(".dockerignore");
+    let mut rules = rules.lines().filter(|line| !line.starts_with('#'));
+    assert_eq!(rules.next(), Some("*"), "first nothing");
+    let sent: std::collections::BTreeSet<_> =
+        rules.map(|rule| rule.strip_prefix('!').expect("then only what is needed")).collect();
+    let file = text("deploy/container/Containerfile");
+    let copied = file.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|line| !line.starts_with("--from"));
+    let copied = copied.flat_map(|line| line.rsplit_once(' ').expect("a target").0.split(' ')).collect();
+    assert_eq!(sent, copied);
+}
+
 #[test]
 fn the_service_starts_the_program_on_the_documented_file_and_reports_readiness() {
     let unit = service();
@@ -80,7 +154,7 @@ fn the_service_comes_back_for_ever_and_stands_before_the_kubelet() {
 #[test]
 fn a_stop_outlasts_the_longest_call() {
     let stop = |text: &str| text.trim_end_matches('s').parse::<u64>().expect("whole seconds");
-    let longest = 30;
+    let longest = bao_kms_provider::layers::Config::default().deadline.max.get().as_secs();
     assert!(stop(one(&service(), "Service", "TimeoutStopSec")) > longest);
     assert!(pod()["spec"]["terminationGracePeriodSeconds"].as_u64().expect("a number") > longest);
 }
@@ -196,11 +270,13 @@ fn the_static_pod_runs_the_same_command_on_the_same_directories() {
 fn the_kubelet_asks_for_life_on_loopback_and_never_for_readiness() {
     let pod = pod();
     let container = &pod["spec"]["containers"][0];
+    let page = written_by_the_page();
+    let admin: std::net::SocketAddr = page["admin"]["listen"].as_str().expect("admin").parse().expect("an address");
     for probe in ["livenessProbe", "startupProbe"] {
         let get = &container[probe]["httpGet"];
         assert_eq!(get["path"], "/livez", "{probe}");
-        assert_eq!(get["host"], "127.0.0.1", "{probe}");
-        assert_eq!(get["port"], 8081, "{probe}");
+        assert_eq!(get["host"], admin.ip().to_string(), "{probe}");
+        assert_eq!(get["port"], admin.port(), "{probe}");
     }
     assert!(container.get("readinessProbe").is_none());
 }

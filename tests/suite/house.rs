@@ -18,7 +18,7 @@ const RULES: [(&str, &[&str]); 8] = [
 const CRATES: [(&str, &[&str]); 4] = [
     ("tonic", &["front", "telemetry"]),
     ("reqwest", &["http", "dev"]),
-    ("rustls", &["http", "dev", "host"]),
+    ("rustls", &["http", "dev", "host", "telemetry"]),
     ("axum", &["host"]),
 ];
 

@@ -13,6 +13,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest
 use opentelemetry_proto::tonic::trace::v1::Span;
 use tokio::net::{TcpListener, UnixStream};
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
 
 use super::support::{PATIENCE, Stage, status_until};
 
@@ -34,11 +35,21 @@ impl TraceService for Collector {
 
 impl Collector {
     pub async fn listen(&self) -> String {
+        format!("http://127.0.0.1:{}", self.serve(Server::builder()).await)
+    }
+
+    /// Serves with these settings; its port.
+    pub(super) async fn serve(&self, mut server: Server) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let server = tonic::transport::Server::builder().add_service(TraceServiceServer::new(self.clone()));
+        let port = listener.local_addr().expect("an address").port();
+        let server = server.add_service(TraceServiceServer::new(self.clone()));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-        format!("http://{address}")
+        port
+    }
+
+    /// How many spans have come.
+    pub(super) fn count(&self) -> usize {
+        self.0.lock().expect("spans").len()
     }
 
     /// Every span so far.
@@ -154,6 +165,30 @@ async fn the_callers_context_goes_on_untouched_when_nothing_is_exported() {
         }
         assert!(began.elapsed() < PATIENCE, "never handed on");
     }
+}
+
+/// Calls make no span of their own: their exchanges still belong to the caller's trace, and OpenBao is told so.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_spans_of_calls_the_callers_trace_is_not_broken() {
+    let (stage, collector) = (Stage::set().await, Collector::default());
+    let otlp = config(&stage, &collector.listen().await);
+    let without = otlp.replace("telemetry:", "    layers: { trace: { enabled: false } }\ntelemetry:");
+    let _program = stage.serve(&without);
+    let client = stage.client().await;
+    status_until(&client, "ok", |status| status.healthz == "ok").await;
+    let mut events = stage.server.calls().events();
+    traced_encrypt(&stage).await;
+    let spans = collector.of(TRACE, 1).await;
+    assert_eq!(spans.len(), 1, "{spans:?}");
+    assert_eq!((spans[0].name.as_str(), hex(&spans[0].parent_span_id).as_str()), ("openbao.attempt", CALLER));
+    let sent = format!("00-{TRACE}-{}-01", hex(&spans[0].span_id));
+    let mut told = Vec::new();
+    while let Ok(event) = events.try_recv() {
+        if event.operation == "transit/encrypt" {
+            told.push(event.traceparent);
+        }
+    }
+    assert!(told.contains(&sent), "{told:?} {sent}");
 }
 
 /// A collector that takes connections and never answers must not hold up a call; nor must one that is away.

@@ -2,6 +2,7 @@
 //! taken is a finding that is tried again, never an exit.
 
 mod config;
+mod connections;
 mod ready;
 mod tls;
 
@@ -49,14 +50,9 @@ pub async fn run(config: Config, outlook: Arc<Outlook>) {
 }
 
 async fn serve(config: &Config, listener: TcpListener, outlook: Arc<Outlook>) -> Result<(), String> {
-    let app = router(outlook);
-    match &config.tls {
-        None => axum::serve(listener, app).await.map_err(|error| error.to_string()),
-        Some(files) => {
-            let listener = tls::Listener::new(listener, files)?;
-            axum::serve(listener, app).await.map_err(|error| error.to_string())
-        }
-    }
+    let identity = config.tls.clone().map(tls::Identity::load).transpose()?;
+    connections::serve(listener, identity, router(outlook)).await;
+    Ok(())
 }
 
 fn router(outlook: Arc<Outlook>) -> Router {
