@@ -133,7 +133,8 @@ async fn while_nobody_answers_callers_wait_behind_one() {
         caller.await.expect("a caller").expect("none is lost");
     }
     let (refused, answered) = *asked.lock().expect("log");
-    assert!(refused <= 16 + 8, "{refused} requests to nobody");
+    // Each caller once before the breaker opens, then one at a time: at most one in half of the longest pause.
+    assert!(refused <= 16 + 20, "{refused} requests to nobody");
     assert_eq!(answered, 16, "each caller asks the new leader once");
 }
 
