@@ -142,6 +142,10 @@ impl Endpoint {
         let class = match answer {
             // Where it leads says more.
             Ok(reply) if is_redirect(reply.status) => return,
+            Ok(reply) if lags(reply) => {
+                progress.avoid(at);
+                return self.shared.breakers.lags(at, Instant::now());
+            }
             Ok(reply) => unwell(reply),
             Err(error) => Some(error.class()),
         };
@@ -267,6 +271,11 @@ fn unwell(reply: &BaoReply) -> Option<Class> {
     }
 }
 
+/// Whether a node does not know a key version yet that another one has made known (`openbao.md` B.6).
+fn lags(reply: &BaoReply) -> bool {
+    reply.status == 400 && (says(reply, "version is too new") || says(reply, "is higher than the latest key version"))
+}
+
 fn says(reply: &BaoReply, text: &str) -> bool {
     reply.body.windows(text.len()).any(|part| part == text.as_bytes())
 }
@@ -276,7 +285,9 @@ fn says(reply: &BaoReply, text: &str) -> bool {
 fn health(reply: &BaoReply) -> Result<(), Error> {
     match reply.status {
         501 => Err(Error::new(Class::Sealed, "OpenBao is not initialised")),
-        503 if says(reply, "\"sealed\":true") => Err(Error::new(Class::Sealed, "OpenBao is sealed")),
+        503 if says(reply, "\"sealed\":true") || says(reply, "is sealed") => {
+            Err(Error::new(Class::Sealed, "OpenBao is sealed"))
+        }
         502..=504 => Err(Error::new(Class::NoLeader, format!("sys/health answers {}", reply.status))),
         500..=599 => Err(Error::new(Class::ServerError, format!("sys/health answers {}", reply.status))),
         _ => Ok(()),

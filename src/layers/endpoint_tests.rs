@@ -267,3 +267,23 @@ async fn the_first_node_that_is_well_is_enough() {
     endpoint.find(Duration::from_secs(2)).await.expect("b is well");
     assert_eq!(began.elapsed(), Duration::ZERO);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_lags_comes_last_for_a_while_and_is_not_taken_for_a_failed_one() {
+    let pipe = tower::service_fn(|exchange: Exchange| {
+        let stale = r#"{"errors":["invalid ciphertext: version is too new"]}"#;
+        let reply = match exchange.endpoint {
+            Some(0) => BaoReply { status: 400, body: stale.into(), ..answered(&exchange) },
+            _ => answered(&exchange),
+        };
+        std::future::ready(Ok(reply))
+    });
+    let origins = vec![Arc::from("https://a:8200"), Arc::from("https://b:8200")];
+    let endpoint = Endpoint::new(origins, Vec::new(), pipe, PipelineMetrics::new());
+    let asked = async |endpoint: &Endpoint| endpoint.clone().run(call()).await.expect("a reply").endpoint;
+    assert_eq!(asked(&endpoint).await, Some(0));
+    assert_eq!((asked(&endpoint).await, asked(&endpoint).await), (Some(1), Some(1)), "others come first");
+    assert!(matches!(endpoint.shared.breakers.pick(Instant::now(), |at| at == 1), Pick::Ask { at: 0, trial: None }));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(asked(&endpoint).await, Some(0), "it is asked again");
+}

@@ -169,6 +169,11 @@ impl Breakers {
         }
     }
 
+    /// The node there serves and does not know the newest key version yet: for a while others come first.
+    pub(super) fn lags(&self, at: usize, now: Instant) {
+        self.change(at, |address| *address = Address { failed: Some(now), in_row: 0, pause: FIRST_PAUSE, open: None });
+    }
+
     /// A call or a probe failed there.
     pub(super) fn failed(&self, at: usize, class: Class, now: Instant) {
         let mut state = self.state();
