@@ -16,6 +16,7 @@ mod suite {
     #[cfg(feature = "dev")]
     mod contract;
     mod deploy;
+    #[cfg(feature = "dev")]
     mod dev;
     #[cfg(feature = "dev")]
     mod disk;
@@ -41,6 +42,7 @@ mod suite {
     mod load;
     #[cfg(feature = "dev")]
     mod logins;
+    #[cfg(feature = "dev")]
     mod logs;
     #[cfg(feature = "dev")]
     mod metrics;
@@ -64,6 +66,7 @@ mod suite {
     mod reload_refused;
     #[cfg(feature = "dev")]
     mod reload_taken;
+    #[cfg(feature = "dev")]
     mod rotation;
     #[cfg(feature = "dev")]
     mod secrets;
@@ -73,6 +76,7 @@ mod suite {
     mod session;
     #[cfg(feature = "dev")]
     mod sigkill;
+    #[cfg(feature = "dev")]
     mod silence;
     #[cfg(feature = "dev")]
     mod soak;

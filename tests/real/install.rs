@@ -1,5 +1,6 @@
-//! `docs/install.md` by the page alone: its blocks are executed in order in one shell against real components. Blocks for
-//! a running systemd go through stand-ins that read the installed units on a staged tree.
+//! `docs/install.md` by the page alone: its blocks are executed in order in one shell against real components, with those
+//! of `docs/rotation.md` and `docs/recovery.md` between the installation and the way back. Blocks for a running systemd go
+//! through stand-ins that read the installed units on a staged tree.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
@@ -64,20 +65,40 @@ const STAND_INS: &[(&str, &str)] = &[
     ),
 ];
 
-/// A fenced block of shell: its tag, its first line in the page, its text.
+/// A fenced block of shell: its tag, its page and first line there, its text.
 struct Block {
     tag: String,
-    line: usize,
+    place: String,
     text: String,
 }
 
-fn blocks(page: &str) -> Vec<Block> {
+/// Where the page of the installation turns round.
+const WAY_BACK: &str = "## The way back\n";
+
+/// The blocks of every page that is executed, in the order in which an operator meets them.
+fn story() -> Vec<Block> {
+    let read = |name: &str| {
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name)).expect("a page")
+    };
+    let install = read("install.md");
+    let (there, back) = install.split_once(WAY_BACK).expect("the page has a way back");
+    let mut story = blocks("install.md", 0, there);
+    for page in ["rotation.md", "recovery.md"] {
+        story.extend(blocks(page, 0, &read(page)));
+    }
+    story.extend(blocks("install.md", there.lines().count() + 1, back));
+    story
+}
+
+/// The blocks of a part of a page, so many lines below its beginning.
+fn blocks(page: &str, above: usize, text: &str) -> Vec<Block> {
     let mut blocks = Vec::new();
     let mut open: Option<Block> = None;
-    for (at, line) in page.lines().enumerate() {
+    for (at, line) in text.lines().enumerate() {
         match &mut open {
             None if line.starts_with("```") => {
-                open = Some(Block { tag: line[3..].to_owned(), line: at + 2, text: String::new() });
+                let place = format!("{page} line {}", above + at + 2);
+                open = Some(Block { tag: line[3..].to_owned(), place, text: String::new() });
             }
             Some(_) if line == "```" => blocks.extend(open.take()),
             Some(block) => writeln!(block.text, "{line}").expect("a String takes it"),
@@ -106,8 +127,7 @@ fn executable(path: &Path, text: &str) {
 #[tokio::test]
 async fn the_page_leads_from_a_fresh_openbao_to_encrypted_secrets_and_back() {
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let page = std::fs::read_to_string(checkout.join("docs/install.md")).expect("the page");
-    let blocks = blocks(&page);
+    let blocks = story();
 
     let folder = tempfile::tempdir().expect("a folder");
     let stage = folder.path().join("stage");
@@ -172,13 +192,13 @@ async fn the_page_leads_from_a_fresh_openbao_to_encrypted_secrets_and_back() {
                 let text = text.replace("127.0.0.1:8081", &admin);
                 // The user and group of the service exist on the staged tree only.
                 let text = text.replace("group: openbao-kms-socket", &format!("group: {}", group.trim()));
-                writeln!(script, "echo '## line {}'\n{text}", block.line).expect("a String takes it");
+                writeln!(script, "echo '## {}'\n{text}", block.place).expect("a String takes it");
                 executed += 1;
             }
-            other => assert_eq!(other, "yaml", "line {}: a block with a tag that the test does not know", block.line),
+            other => assert_eq!(other, "yaml", "{}: a block with a tag that the test does not know", block.place),
         }
     }
-    assert!(executed > 15, "the page has its steps as blocks");
+    assert!(executed > 30, "the pages have their steps as blocks");
 
     let path =
         [stage.join("stand-ins"), component("bao").parent().expect("a folder").to_owned(), stage.join("usr/bin")];
@@ -190,7 +210,7 @@ async fn the_page_leads_from_a_fresh_openbao_to_encrypted_secrets_and_back() {
     command.envs(given);
     let service = Service(stage.join("bao-kms-provider.service.pid"));
     let mut shell = Process::start_with_environment("page", folder.path(), &mut command);
-    let status = until("the end of the page", Duration::from_secs(900), async || {
+    let status = until("the end of the page", Duration::from_secs(1_500), async || {
         shell.ended().ok_or_else(|| shell.log().lines().last().unwrap_or("nothing yet").to_owned())
     })
     .await;
@@ -201,8 +221,8 @@ async fn the_page_leads_from_a_fresh_openbao_to_encrypted_secrets_and_back() {
     let step = |text: &str| {
         let at =
             blocks.iter().find(|block| block.text.contains(text)).unwrap_or_else(|| panic!("no block with {text}"));
-        let start = log.split(&format!("## line {}\n", at.line)).nth(1).expect("it was executed");
-        start.split("## line ").next().expect("a text").trim().to_owned()
+        let start = log.split(&format!("## {}\n", at.place)).nth(1).expect("it was executed");
+        start.split("\n## ").next().expect("a text").trim().to_owned()
     };
     assert_eq!(step("clear | wc -l").lines().last(), Some("0"), "nothing was left in clear");
     assert!(step("create secret generic kms-check").ends_with("hello-from-the-page"));
