@@ -55,7 +55,7 @@ pub enum Level {
     Info,
     /// And what helps to find a fault.
     Debug,
-    /// And everything else; still nothing secret.
+    /// And everything else, still nothing secret; optimized builds leave out what libraries say of each frame.
     Trace,
 }
 

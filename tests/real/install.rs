@@ -192,7 +192,7 @@ async fn the_page_leads_from_a_fresh_openbao_to_encrypted_secrets_and_back() {
                 let text = text.replace("127.0.0.1:8081", &admin);
                 // The user and group of the service exist on the staged tree only.
                 let text = text.replace("group: openbao-kms-socket", &format!("group: {}", group.trim()));
-                writeln!(script, "echo '## {}'\n{text}", block.place).expect("a String takes it");
+                writeln!(script, "echo '## at {}'\n{text}", block.place).expect("a String takes it");
                 executed += 1;
             }
             other => assert_eq!(other, "yaml", "{}: a block with a tag that the test does not know", block.place),
@@ -221,8 +221,8 @@ async fn the_page_leads_from_a_fresh_openbao_to_encrypted_secrets_and_back() {
     let step = |text: &str| {
         let at =
             blocks.iter().find(|block| block.text.contains(text)).unwrap_or_else(|| panic!("no block with {text}"));
-        let start = log.split(&format!("## {}\n", at.place)).nth(1).expect("it was executed");
-        start.split("\n## ").next().expect("a text").trim().to_owned()
+        let start = log.split(&format!("## at {}\n", at.place)).nth(1).expect("it was executed");
+        start.split("## at ").next().expect("a text").trim().to_owned()
     };
     assert_eq!(step("clear | wc -l").lines().last(), Some("0"), "nothing was left in clear");
     assert!(step("create secret generic kms-check").ends_with("hello-from-the-page"));
