@@ -1,13 +1,11 @@
 //! KMS v2 in and out: messages become our own words, our answers become messages, and a panic in one call becomes one
 //! Internal answer.
 
-use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use secrecy::ExposeSecret;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
@@ -49,29 +47,13 @@ impl Kms {
     }
 
     async fn guarded(&self, request: Request) -> Result<Response, Error> {
-        let caught = CatchPanic(self.kms.clone().oneshot(request)).await;
-        caught.unwrap_or_else(|Panicked| {
+        let caught = AssertUnwindSafe(self.kms.clone().oneshot(request)).catch_unwind().await;
+        // What it carried may hold anything and is dropped.
+        caught.unwrap_or_else(|_| {
             self.metrics.panicked();
             tracing::error!(event = events::PANIC, pipeline = &*self.pipeline, "a call panicked; please report this");
             Err(Error::new(Class::Internal, "a call panicked"))
         })
-    }
-}
-
-/// A panic that was caught; what it carried may hold anything and is dropped.
-struct Panicked;
-
-/// Polls a future and turns its panic into a value.
-struct CatchPanic<F>(F);
-
-impl<F: Future + Unpin> Future for CatchPanic<F> {
-    type Output = Result<F::Output, Panicked>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        match catch_unwind(AssertUnwindSafe(|| Pin::new(&mut self.0).poll(cx))) {
-            Ok(poll) => poll.map(Ok),
-            Err(_) => Poll::Ready(Err(Panicked)),
-        }
     }
 }
 

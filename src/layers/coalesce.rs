@@ -3,14 +3,15 @@
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::Shared;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tower::Service;
 use tracing::Instrument;
@@ -58,18 +59,20 @@ impl Hash for Key {
 }
 
 type Flights = Mutex<HashMap<Key, Weak<Flight>>>;
-type Landing = Option<Result<Reply, Error>>;
 
-/// Held by its waiters alone: the last one to leave ends it, and with it the plaintext.
+/// Held by its waiters alone, whoever of them is awake carries it on; the last one to leave ends it, and with it the
+/// plaintext. So it needs no task of its own, which would cost each call two more changes of task.
 struct Flight {
     key: Key,
     flights: Arc<Flights>,
-    landing: watch::Receiver<Landing>,
-    deadline: watch::Sender<Option<Instant>>,
+    answer: Shared<Answer<Reply>>,
+    until: Arc<Until>,
     /// Of the call that flies for all.
     progress: Progress,
-    task: AbortHandle,
 }
+
+/// The deadline of the waiter that may wait longest; `None` waits for ever.
+struct Until(Mutex<Option<Instant>>);
 
 // === impl Coalesce ===
 
@@ -95,56 +98,69 @@ where
         if let Some(flight) = known.as_ref().filter(|flight| !flight.has_failed()).cloned() {
             self.metrics.coalesced();
             bound.context.progress.follow(&flight.progress);
-            flight.deadline.send_if_modified(|known| {
-                // `None` waits for ever, which is the longest there is.
-                let longer = known.is_some() && (deadline.is_none() || deadline > *known);
-                if longer {
-                    *known = deadline;
-                }
-                longer
-            });
+            flight.until.extend(deadline);
             return flight;
         }
-        let (landed, landing) = watch::channel(None);
-        let (deadline, until) = watch::channel(deadline);
-        let progress = bound.context.progress.clone();
-        let task = tokio::spawn(fly(self.inner.clone(), bound, until, landed).in_current_span()).abort_handle();
-        let flight = Arc::new(Flight { key: key.clone(), flights: flights.clone(), landing, deadline, progress, task });
+        let (until, progress) = (Arc::new(Until(Mutex::new(deadline))), bound.context.progress.clone());
+        let answer: Answer<Reply> = Box::pin(fly(self.inner.clone(), bound, until.clone()).in_current_span());
+        let flight = Flight { key: key.clone(), flights: flights.clone(), answer: answer.shared(), until, progress };
+        let flight = Arc::new(flight);
         map.insert(key, Arc::downgrade(&flight));
         flight
     }
 }
 
-/// Calls the inner service until it answers or the longest waiter's deadline has passed.
-async fn fly<S>(
-    mut inner: S,
-    mut bound: Bound,
-    mut until: watch::Receiver<Option<Instant>>,
-    landed: watch::Sender<Landing>,
-) where
-    S: Service<Bound, Response = Reply, Error = Error> + Clone + Send + 'static,
-    S::Future: Send + 'static,
+/// Calls the inner service until it answers or the longest waiter's deadline has passed. A panic is the answer of all
+/// waiters, and is reported where it happens.
+async fn fly<S>(inner: S, bound: Bound, until: Arc<Until>) -> Result<Reply, Error>
+where
+    S: Service<Bound, Response = Reply, Error = Error>,
+{
+    let answer = AssertUnwindSafe(fly_on(inner, bound, &until)).catch_unwind().await;
+    answer.unwrap_or_else(|_| Err(Error::new(Class::Internal, "a shared call ended without an answer")))
+}
+
+async fn fly_on<S>(mut inner: S, mut bound: Bound, until: &Until) -> Result<Reply, Error>
+where
+    S: Service<Bound, Response = Reply, Error = Error>,
 {
     loop {
-        let known = *until.borrow_and_update();
+        let known = until.get();
         bound.context.deadline = known;
         let answer = inner.call(bound.clone()).await;
         // Below, the flight's first deadline bounded waits and repeats; a waiter that came later may still have time.
         let late = answer
             .as_ref()
             .is_err_and(|error| error.class() == Class::DeadlineExceeded || error.class().repeat() != Repeat::Never);
-        let extended = until.has_changed().unwrap_or(false);
-        if !(late && extended) {
-            // Nobody may be left to hear it; then the answer ends here.
-            let _ = landed.send(Some(answer));
-            return;
+        if !(late && until.get() != known) {
+            return answer;
         }
     }
 }
 
+// === impl Until ===
+
+impl Until {
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self) -> Option<Instant> {
+        *self.lock()
+    }
+
+    fn extend(&self, deadline: Option<Instant>) {
+        let mut known = self.lock();
+        if known.is_some() && (deadline.is_none() || deadline > *known) {
+            *known = deadline;
+        }
+    }
+}
+
+// === impl Flight ===
+
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.task.abort();
         let mut map = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         // A new flight of the same key may have begun between our last waiter's leaving and this lock.
         if map.get(&self.key).is_some_and(|known| known.strong_count() == 0) {
@@ -156,18 +172,12 @@ impl Drop for Flight {
 impl Flight {
     /// Whether it has landed without a seed: who comes now has not been tried for.
     fn has_failed(&self) -> bool {
-        self.landing.borrow().as_ref().is_some_and(Result::is_err)
+        self.answer.peek().is_some_and(Result::is_err)
     }
 
     /// The answer of the flight; leaves when the caller stops waiting.
     async fn wait(self: Arc<Self>) -> Result<Reply, Error> {
-        let mut landing = self.landing.clone();
-        let answer = match landing.wait_for(Option::is_some).await {
-            Ok(answer) => answer.clone(),
-            // The task panicked: a defect, and the panic was reported where it happened.
-            Err(_) => None,
-        };
-        answer.unwrap_or_else(|| Err(Error::new(Class::Internal, "a shared call ended without an answer")))
+        self.answer.clone().await
     }
 }
 

@@ -90,15 +90,24 @@ async fn different_texts_and_encrypts_do_not_share() {
 #[tokio::test(start_paused = true)]
 async fn the_flight_goes_on_while_one_waits_and_ends_with_the_last() {
     let (mut layer, begun, dropped) = layer(SECOND);
-    let first = layer.call(decrypt("vault:v1:a", 5 * SECOND));
-    let second = layer.call(decrypt("vault:v1:a", 5 * SECOND));
-    tokio::task::yield_now().await;
-    drop(first);
-    tokio::task::yield_now().await;
+    let first = tokio::spawn(layer.call(decrypt("vault:v1:a", 5 * SECOND)));
+    tokio::time::sleep(SECOND / 4).await;
+    let second = tokio::spawn(layer.call(decrypt("vault:v1:a", 5 * SECOND)));
+    let third = tokio::spawn(layer.call(decrypt("vault:v1:a", 5 * SECOND)));
+    tokio::time::sleep(SECOND / 4).await;
+    // The one that began it may leave first.
+    first.abort();
+    tokio::time::sleep(SECOND / 4).await;
     assert_eq!(dropped.load(Ordering::SeqCst), 0);
-    drop(second);
+    third.abort();
+    assert!(second.await.expect("task").is_ok());
+    assert_eq!((begun.load(Ordering::SeqCst), dropped.load(Ordering::SeqCst)), (1, 0));
+
+    let last = [(); 2].map(|()| tokio::spawn(layer.call(decrypt("vault:v1:a", 5 * SECOND))));
+    tokio::time::sleep(SECOND / 4).await;
+    last.iter().for_each(tokio::task::JoinHandle::abort);
     tokio::time::sleep(Duration::from_millis(1)).await;
-    assert_eq!((begun.load(Ordering::SeqCst), dropped.load(Ordering::SeqCst)), (1, 1));
+    assert_eq!((begun.load(Ordering::SeqCst), dropped.load(Ordering::SeqCst)), (2, 1));
     assert!(layer.call(decrypt("vault:v1:a", 5 * SECOND)).await.is_ok(), "the next one flies anew");
 }
 
@@ -118,15 +127,16 @@ async fn a_flight_lasts_as_long_as_its_longest_waiter_whatever_its_attempts_meet
     for class in [Class::Timeout, Class::NoLeader, Class::DeadlineExceeded] {
         let mut layer = Coalesce::new(gives_up(class), &Config::default(), PipelineMetrics::new());
         let began = Instant::now();
-        let first = layer.call(decrypt("vault:v1:a", SECOND));
+        let first = tokio::spawn(layer.call(decrypt("vault:v1:a", SECOND)));
+        tokio::time::sleep(SECOND / 4).await;
         let patient = decrypt("vault:v1:a", 3 * SECOND);
         let progress = patient.context.progress.clone();
-        let second = layer.call(patient);
-        tokio::time::sleep(SECOND / 2).await;
+        let second = tokio::spawn(layer.call(patient));
+        tokio::time::sleep(SECOND / 4).await;
         assert_eq!(progress.stage(), Some(Stage::OpenBao), "who joins is where the flight is");
-        let error = second.await.expect_err("nobody answers");
-        assert_eq!((error.class(), began.elapsed()), (class, 3 * SECOND));
-        drop(first);
+        let error = second.await.expect("task").expect_err("nobody answers");
+        assert_eq!((error.class(), began.elapsed()), (class, 13 * SECOND / 4));
+        assert!(first.await.expect("task").is_err());
     }
 }
 
@@ -139,12 +149,13 @@ async fn who_comes_after_a_failed_landing_flies_anew() {
         std::future::ready(Err::<Reply, Error>(Class::Internal.into()))
     });
     let mut layer = Coalesce::new(puppet, &Config::default(), PipelineMetrics::new());
-    let first = layer.call(decrypt("vault:v1:a", SECOND));
-    tokio::time::sleep(SECOND / 10).await;
-    // The first one has landed and is still held by its waiter.
+    let waiters = [(); 2].map(|()| layer.call(decrypt("vault:v1:a", SECOND)));
+    let [first, second] = waiters;
+    assert!(first.await.is_err());
+    // It has landed and is still held by its other waiter.
     assert!(layer.call(decrypt("vault:v1:a", SECOND)).await.is_err());
     assert_eq!(begun.load(Ordering::SeqCst), 2);
-    drop(first);
+    drop(second);
     assert!(layer.flights.as_ref().expect("on").lock().expect("lock").is_empty(), "nothing stays");
 }
 
@@ -164,4 +175,19 @@ async fn no_seed_outlives_its_last_waiter() {
     }
     tokio::task::yield_now().await;
     assert!(held.upgrade().is_none(), "nothing but the waiters held it");
+}
+
+#[tokio::test]
+async fn a_panic_is_the_answer_of_all_waiters() {
+    let puppet = tower::service_fn(|_: Bound| async {
+        tokio::task::yield_now().await;
+        panic!("on purpose")
+    });
+    let mut layer: Coalesce<_> = Coalesce::new(puppet, &Config::default(), PipelineMetrics::new());
+    let waiters = [(); 3].map(|()| tokio::spawn(layer.call(decrypt("vault:v1:a", SECOND))));
+    for waiter in waiters {
+        let error = waiter.await.expect("no waiter panics").expect_err("no answer");
+        assert_eq!(error.class(), Class::Internal);
+    }
+    assert!(layer.flights.as_ref().expect("on").lock().expect("lock").is_empty(), "nothing stays");
 }

@@ -52,7 +52,13 @@ pub fn init(config: &Config) -> Result<Guard, InitError> {
         tracing_opentelemetry::layer().with_tracer(traces::tracer(provider)).with_filter(only_ours)
     });
     let lines = lines(config.logs.format, writer).with_filter(filter);
-    tracing_subscriber::registry().with(lines).with(exported).try_init().map_err(|_| InitError::Twice)?;
+    let registry = tracing_subscriber::registry().with(lines);
+    // An absent layer would not be one without interest: each span of a call would be judged anew.
+    let started = match exported {
+        Some(exported) => registry.with(exported).try_init(),
+        None => registry.try_init(),
+    };
+    started.map_err(|_| InitError::Twice)?;
     // Built here and not at the first span, so that a wrong file shows in the log of the start.
     if let Some(Err(error)) = exporter.map(|(_, exporter)| exporter.current()) {
         tracing::error!(event = events::EXPORTER_TROUBLE, "traces are not exported, it is tried again: {error}");
