@@ -47,13 +47,52 @@ pub fn known(identity: &Identity, key_id: &KeyId, version: u32) -> BTreeMap<&'st
 
 /// Whether a key is one that kube-apiserver stores: a lower-case DNS name of at least two labels, no slash.
 pub fn is_well_formed_key(key: &str) -> bool {
-    key.len() <= 253
-        && key.contains('.')
-        && key.split('.').all(|label| {
-            let bytes = label.as_bytes();
-            (1..=63).contains(&bytes.len())
-                && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
-                && bytes.first() != Some(&b'-')
-                && bytes.last() != Some(&b'-')
-        })
+    let (mut labels, mut length, mut last) = (1, 0, b'-');
+    for &byte in key.as_bytes() {
+        match byte {
+            b'.' if last == b'-' => return false,
+            b'.' => (labels, length, last) = (labels + 1, 0, b'-'),
+            b'-' if length == 0 => return false,
+            b'a'..=b'z' | b'0'..=b'9' | b'-' if length < 63 => (length, last) = (length + 1, byte),
+            _ => return false,
+        }
+    }
+    labels > 1 && last != b'-' && key.len() <= 253
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_dns_names_of_two_labels_or_more() {
+        let long = "x".repeat(63);
+        let whole = [&*long, &long, &long, &long[..61]].join(".");
+        let good = ["a.b", "1.2", "provider.kms.openbao.org", "a-b.c--d", &format!("{long}.b"), &whole];
+        for key in good {
+            assert!(is_well_formed_key(key), "{key}");
+        }
+        let bad = [
+            "",
+            ".",
+            "a",
+            "a.",
+            ".a",
+            "a..b",
+            "-a.b",
+            "a-.b",
+            "a.-b",
+            "a.b-",
+            "A.b",
+            "a_b.c",
+            "a.b/c",
+            "ä.b",
+            "a b.c",
+            &format!("{long}x.b"),
+            &format!("{whole}y"),
+        ];
+        for key in bad {
+            assert!(!is_well_formed_key(key), "{key}");
+        }
+    }
 }

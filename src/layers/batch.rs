@@ -17,9 +17,12 @@ use crate::error::{Class, Error};
 use crate::request::{Bound, Kind, Lot, Outcomes, Reply, Stage};
 use crate::telemetry::metrics::PipelineMetrics;
 
-/// Exchanges under way before calls gather. Measured: one leaves OpenBao idle between two, three make batches small and
-/// cost this process a third more for each call at 16 in flight.
+/// Exchanges under way before calls gather: so two calls at a time never wait for each other. Measured: three make batches
+/// small and cost a tenth of the throughput at 64 in flight.
 const EXCHANGES: usize = 2;
+/// From so many calls in a batch on the next one waits for it, unless it is full: what OpenBao spends on an exchange counts
+/// for more than what it could do meanwhile. Measured: a tenth more throughput at 64 in flight.
+const CROWD: usize = 8;
 /// An exchange that takes longer than this does not keep others waiting: on a connection that has died without a word it may
 /// take as long as its callers have patience. `admit` bounds how many there are.
 const SLOW: Duration = Duration::from_millis(250);
@@ -62,6 +65,8 @@ struct Platform {
 struct State {
     exchanges: usize,
     waiting: VecDeque<Waiting>,
+    /// The largest of the last batches; each exchange that is smaller takes a quarter off.
+    crowd: usize,
 }
 
 struct Waiting {
@@ -107,8 +112,8 @@ impl Platform {
     /// Takes a turn if one is free; otherwise a place among those who wait.
     fn enter(&self, bound: Bound) -> Result<Entered, Error> {
         let mut state = self.state();
-        if state.exchanges < EXCHANGES {
-            state.exchanges += 1;
+        if state.exchanges < state.turns(self.max_items) && state.waiting.is_empty() {
+            state.leaves(1);
             return Ok(Entered::Turn(bound));
         }
         if state.waiting.len() >= self.max_queued {
@@ -124,17 +129,34 @@ impl Platform {
         Ok(Entered::Waits(answered))
     }
 
-    /// Who goes next, without those whose callers have left; nobody gives the turn back.
-    fn next(&self) -> Vec<Waiting> {
+    /// Who goes next, now that a turn is given back: without those whose callers have left.
+    fn next(&self) -> Vec<Vec<Waiting>> {
         let mut state = self.state();
+        state.exchanges -= 1;
         state.waiting.retain(|waiting| !waiting.answer.is_closed());
-        let count = state.waiting.len().min(self.max_items);
-        let next: Vec<_> = state.waiting.drain(..count).collect();
-        if next.is_empty() {
-            state.exchanges -= 1;
+        let mut batches = Vec::with_capacity(1);
+        while !state.waiting.is_empty() && state.exchanges < state.turns(self.max_items) {
+            let count = state.waiting.len().min(self.max_items);
+            batches.push(state.waiting.drain(..count).collect());
+            state.leaves(count);
         }
         self.metrics.set_gathering(state.waiting.len());
-        next
+        batches
+    }
+}
+
+// === impl State ===
+
+impl State {
+    /// How many exchanges may be under way.
+    fn turns(&self, max_items: usize) -> usize {
+        if self.crowd < CROWD || self.waiting.len() >= max_items { EXCHANGES } else { 1 }
+    }
+
+    /// An exchange of so many calls begins.
+    fn leaves(&mut self, calls: usize) {
+        self.exchanges += 1;
+        self.crowd = calls.max(self.crowd - self.crowd.div_ceil(4));
     }
 }
 
@@ -222,12 +244,13 @@ where
         if std::mem::replace(&mut self.passed, true) {
             return;
         }
-        let next = self.platform.next();
-        let span = next.first().map(|first| first.span.clone());
-        // Without a runtime the program is ending: those who wait learn it from their senders, which drop here.
-        if let (Some(span), Ok(runtime)) = (span, tokio::runtime::Handle::try_current()) {
+        for next in self.platform.next() {
+            let span = next.first().map(|first| first.span.clone());
             let turn = Turn { inner: self.inner.clone(), platform: self.platform.clone(), passed: false };
-            runtime.spawn(turn.carry(next).instrument(span));
+            // Without a runtime the program is ending: those who wait learn it from their senders, which drop here.
+            if let (Some(span), Ok(runtime)) = (span, tokio::runtime::Handle::try_current()) {
+                runtime.spawn(turn.carry(next).instrument(span));
+            }
         }
     }
 }

@@ -87,6 +87,42 @@ async fn a_batch_has_a_largest_size_and_one_turns_it_off() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn in_a_crowd_the_next_batch_waits_for_the_one_before_unless_it_is_full() {
+    let mut batch = layer(128, 100, all_open);
+    let crowd = tokio::spawn({
+        let mut batch = batch.clone();
+        async move { all(&mut batch).await }
+    });
+    tokio::time::sleep(Duration::from_millis(15)).await;
+    let platform = batch.platform.clone().expect("on");
+    assert_eq!(inside(&platform), (1, 0), "a batch of ten is on its way");
+    let more: Vec<_> = TEXTS[..3].iter().map(|text| tokio::spawn(batch.call(decrypt(text, SECOND)))).collect();
+    tokio::task::yield_now().await;
+    assert_eq!(inside(&platform), (1, 3));
+    for call in more {
+        assert!(call.await.expect("a call").is_ok());
+    }
+    assert_eq!(crowd.await.expect("the crowd").len(), 12);
+    assert_eq!(lots(&batch), [1, 1, 10, 3]);
+    // It is forgotten after a few that come alone.
+    batch.call(decrypt("z", SECOND)).await.expect("alone");
+    let two: Vec<_> = TEXTS[..2].iter().map(|text| tokio::spawn(batch.call(decrypt(text, SECOND)))).collect();
+    tokio::task::yield_now().await;
+    assert_eq!(inside(&platform), (2, 0));
+    for call in two {
+        assert!(call.await.expect("a call").is_ok());
+    }
+
+    let mut batch = layer(8, 100, all_open);
+    let texts = TEXTS.iter().cycle().take(40);
+    let calls: Vec<_> = texts.map(|text| tokio::spawn(batch.call(decrypt(text, SECOND)))).collect();
+    for call in calls {
+        assert!(call.await.expect("a call").is_ok());
+    }
+    assert_eq!(lots(&batch), [1, 1, 8, 8, 8, 8, 6]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn each_item_has_its_own_outcome() {
     let mut batch = layer(128, 100, |texts| {
         Ok(texts
