@@ -14,7 +14,7 @@ use bao_kms_provider::auth::jwt::Jwt;
 use bao_kms_provider::backend::transit::Transit;
 use bao_kms_provider::error::{Class, Error};
 use bao_kms_provider::front::v2::{DecryptRequest, EncryptRequest};
-use bao_kms_provider::front::{self, Door, Rules, Source};
+use bao_kms_provider::front::{self, Bounds, Door, Rules, Source};
 use bao_kms_provider::key::config::{HealthPolicy, Rotation};
 use bao_kms_provider::key::{Identity, KeyState, Metadata, View, check, identity, refresh};
 use bao_kms_provider::request::{
@@ -204,7 +204,7 @@ pub fn door() -> &'static Open {
                     kms: stack(200, b"{}", counted.clone()),
                     metrics: counted,
                     rules: tokio::sync::watch::channel(Rules::of(&config)).1,
-                    room: 64,
+                    bounds: Bounds::of(64, Duration::from_secs(30)),
                 };
                 opened.send(()).expect("somebody waits");
                 front::serve(socket, door, std::future::pending()).await.expect("served for ever");

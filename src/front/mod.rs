@@ -21,6 +21,6 @@ pub mod v2;
 pub use config::{AllowPeers, Config};
 pub use inherit::{Inherited, Known};
 pub use rules::Rules;
-pub use server::{Door, room, serve};
+pub use server::{Bounds, Door, PARTING, serve};
 pub use socket::{Socket, SocketError, Source, acquire, fit};
 pub use status_code::code as grpc_code;

@@ -31,6 +31,10 @@ const MAX_MESSAGE: usize = 64 * 1024;
 /// A connection has room for so many calls at least, because the room is fixed when it is made, and a reload may raise
 /// `limits.maxCalls` later.
 const LEAST_ROOM: usize = 8192;
+/// A call may take this long at least, for the same reason: a reload may raise `deadline.max`.
+const LEAST_PATIENCE: Duration = Duration::from_secs(60);
+/// What a call may need beyond `layers.deadline.max` until its answer has left.
+pub const PARTING: Duration = Duration::from_secs(1);
 /// Streams beyond the room for calls, for Status and for calls that are being refused.
 const SPARE_STREAMS: usize = 64;
 /// So many small frames of waiting calls must not exhaust the connection's window.
@@ -51,13 +55,17 @@ pub struct Door {
     pub metrics: Arc<PipelineMetrics>,
     /// What it asks of its callers.
     pub rules: watch::Receiver<Rules>,
-    /// How many calls one connection has room for; [`room`] makes it of `limits.maxCalls`.
-    pub room: usize,
+    /// What a connection gives its calls.
+    pub bounds: Bounds,
 }
 
-/// The room for calls that a connection is given under this `limits.maxCalls`.
-pub fn room(max_calls: usize) -> usize {
-    max_calls.max(LEAST_ROOM)
+/// What a connection gives its calls: fixed when it is made, so wider than the settings that it is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bounds {
+    /// How many it has room for.
+    room: usize,
+    /// How long one may take. The stack ends what has come to it long before; this is for a call whose message never comes.
+    patience: Duration,
 }
 
 /// Serves until `shutdown` resolves and calls in flight have ended. The socket file stays; listener and lock are let go as
@@ -68,7 +76,7 @@ pub fn room(max_calls: usize) -> usize {
 pub async fn serve(socket: Socket, door: Door, shutdown: impl Future<Output = ()>) -> io::Result<()> {
     let Socket { listener, lock } = socket;
     let listener = UnixListener::from_std(listener)?;
-    let Door { pipeline, key, kms, metrics, rules, room } = door;
+    let Door { pipeline, key, kms, metrics, rules, bounds } = door;
     let (accepted, incoming) = mpsc::channel(1);
     let gate = Gate {
         pipeline: pipeline.clone(),
@@ -89,12 +97,13 @@ pub async fn serve(socket: Socket, door: Door, shutdown: impl Future<Output = ()
     });
     let service =
         KeyManagementServiceServer::new(Kms { pipeline, key, kms, metrics }).max_decoding_message_size(MAX_MESSAGE);
-    let streams = u32::try_from(room.saturating_add(SPARE_STREAMS)).unwrap_or(u32::MAX);
+    let streams = u32::try_from(bounds.room.saturating_add(SPARE_STREAMS)).unwrap_or(u32::MAX);
     let mut asked = false;
     let served = Server::builder()
         .max_concurrent_streams(streams)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE))
+        .timeout(bounds.patience)
         .add_service(service)
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming).map(Ok::<_, io::Error>), async {
             tokio::select! {
@@ -121,6 +130,24 @@ struct Gate {
     open: Arc<AtomicUsize>,
     refusals: Quiet,
     failures: Quiet,
+}
+
+// === impl Bounds ===
+
+impl Bounds {
+    /// Under this `limits.maxCalls` and `deadline.max`.
+    pub fn of(max_calls: usize, longest: Duration) -> Self {
+        Self { room: max_calls.max(LEAST_ROOM), patience: (longest + PARTING).max(LEAST_PATIENCE) }
+    }
+
+    /// The settings, as key paths below the pipeline, that need wider bounds than these.
+    pub fn too_narrow_for(self, asked: Self) -> impl Iterator<Item = &'static str> {
+        let rows = [
+            ("layers.limits.maxCalls", asked.room > self.room),
+            ("layers.deadline.max", asked.patience > self.patience),
+        ];
+        rows.into_iter().filter(|(_, narrow)| *narrow).map(|(path, _)| path)
+    }
 }
 
 // === impl Gate ===

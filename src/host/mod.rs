@@ -117,8 +117,11 @@ impl PluginHost {
 
     /// Settings of pipelines that only a restart puts in force, as key paths.
     pub fn needs_restart(&self) -> Vec<String> {
-        let named = |one: &Pipeline| one.needs_restart().map(|path| format!("pipelines.{}.{path}", one.config().name));
-        self.pipelines.iter().filter_map(named).collect()
+        let named = |one: &Pipeline| {
+            let name = one.config().name.clone();
+            one.needs_restart().map(move |path| format!("pipelines.{name}.{path}")).collect::<Vec<_>>()
+        };
+        self.pipelines.iter().flat_map(named).collect()
     }
 
     /// What the admin listener and the minute's summary look at.

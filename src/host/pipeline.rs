@@ -15,15 +15,13 @@ use super::switch::{Calls, Switch};
 use crate::config::Pipeline as Config;
 use crate::error::{Bearing, Class};
 use crate::front::handover::Given;
-use crate::front::{self, Door, Inherited, Rules};
+use crate::front::{self, Bounds, Door, Inherited, Rules};
 use crate::key::{Finding, Identity, KeyState, Outage, Pins, refresh};
 use crate::request::KmsService;
 use crate::telemetry::events;
 use crate::telemetry::metrics::PipelineMetrics;
 use crate::telemetry::observed::Observed;
 
-/// What a call may need beyond `layers.deadline.max` until its answer has left.
-const PARTING: Duration = Duration::from_secs(1);
 /// The part of a fingerprint that does not say which key it is.
 const DELAY: &str = "rotation.activationDelay";
 
@@ -111,7 +109,7 @@ impl Pipeline {
             kms: KmsService::new(switch.clone()),
             metrics: around.metrics.clone(),
             rules: receiver,
-            room: front::room(config.layers.limits.max_calls),
+            bounds: bounds(&config),
         };
         // Before the entrance: callers may be waiting at an inherited one, and the first of them must meet the engine.
         let running = start_engine(&config, &identity, &around, &switch);
@@ -227,7 +225,7 @@ impl Pipeline {
         if before.socket.path == socket.path {
             self.entrance.change(socket);
         } else {
-            self.door.room = front::room(self.config.layers.limits.max_calls);
+            self.door.bounds = bounds(&self.config);
             let source = inherited.take(&self.config.name);
             let next = Entrance::open(socket.clone(), source, inherited.opening(), self.door.clone());
             leaving.spawn(std::mem::replace(&mut self.entrance, next).close(drain));
@@ -254,9 +252,8 @@ impl Pipeline {
     }
 
     /// What this configuration asks for and only a restart gives, as key paths below the pipeline.
-    pub fn needs_restart(&self) -> Option<&'static str> {
-        let asked = front::room(self.config.layers.limits.max_calls);
-        (asked > self.door.room).then_some("layers.limits.maxCalls")
+    pub fn needs_restart(&self) -> impl Iterator<Item = &'static str> {
+        self.door.bounds.too_narrow_for(bounds(&self.config))
     }
 
     /// Closes the door, lets calls in flight end, gives the token back.
@@ -268,9 +265,13 @@ impl Pipeline {
     }
 }
 
+fn bounds(config: &Config) -> Bounds {
+    Bounds::of(config.layers.limits.max_calls, config.layers.deadline.max.get())
+}
+
 /// How long calls in flight may take to end once nothing new comes in: each has met its own deadline by then.
 fn drain(config: &Config) -> Duration {
-    config.layers.deadline.max.get() + PARTING
+    config.layers.deadline.max.get() + front::PARTING
 }
 
 /// Starts what stands behind the door and leads calls there; nothing when the pinned fingerprint forbids it.

@@ -6,6 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::puppet::{House, healthy};
 use super::support::{PATIENCE, Program, Stage, status_until};
 
 /// Half of the connections that the door lets in; the others are for whoever means it.
@@ -59,12 +62,17 @@ fn headers(stream: u32) -> Vec<u8> {
     frame(1, 4, stream, &block.concat())
 }
 
+/// What a caller says first.
+fn opening() -> Vec<u8> {
+    [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(4, 0, 0, &[])].concat()
+}
+
 /// Writes a flood and reads nothing, until the program takes no more; the connection stays open with what is returned.
 fn flood(path: &Path, bytes: usize, piece: Piece) -> UnixStream {
     let mut stream = UnixStream::connect(path).expect("a connection");
     stream.set_write_timeout(Some(Duration::from_millis(500))).expect("a time-out");
     let (began, mut written) = (Instant::now(), 0);
-    let mut text = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(4, 0, 0, &[])].concat();
+    let mut text = opening();
     for at in 0.. {
         text.extend(piece(at));
         if text.len() > 16 * 1024 {
@@ -120,4 +128,26 @@ async fn frames_without_end_cost_bounded_memory_and_keep_nobody_waiting() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
+}
+
+/// Its caller names no time-out, and the stack, which has one of its own, has not heard of the call.
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_message_never_comes_ends_all_the_same() {
+    let house = House::open(healthy(), |_| std::future::pending());
+    let mut caller = tokio::net::UnixStream::connect(house.path()).await.expect("a connection");
+    caller.write_all(&[opening(), headers(1)].concat()).await.expect("sent");
+    let began = tokio::time::Instant::now();
+    loop {
+        let mut head = [0; 9];
+        caller.read_exact(&mut head).await.expect("the connection stays");
+        let length = usize::from(head[1]) << 8 | usize::from(head[2]);
+        caller.read_exact(&mut vec![0; length]).await.expect("a whole frame");
+        // HEADERS or RST_STREAM of the call.
+        if matches!(head[3], 1 | 3) && head[8] == 1 {
+            break;
+        }
+    }
+    let took = began.elapsed();
+    assert!((Duration::from_secs(31)..=Duration::from_secs(60)).contains(&took), "{took:?}");
+    assert_eq!(house.calls.load(std::sync::atomic::Ordering::SeqCst), 0);
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bao_kms_provider::error::Error;
 use bao_kms_provider::front::client::Client;
-use bao_kms_provider::front::{self, Config, Door, Rules, Source};
+use bao_kms_provider::front::{self, Bounds, Config, Door, Rules, Source};
 use bao_kms_provider::key::config::{HealthPolicy, Rotation};
 use bao_kms_provider::key::{Identity, KeyState, Metadata, View, identity, refresh};
 use bao_kms_provider::request::{KmsService, Operation, Request, Response, secret};
@@ -135,7 +135,7 @@ impl House {
             }),
             metrics: metrics.clone(),
             rules: watch::channel(Rules::of(&config)).1,
-            room: front::room(max_calls),
+            bounds: Bounds::of(max_calls, Duration::from_secs(30)),
         };
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(async {

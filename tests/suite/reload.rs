@@ -183,14 +183,14 @@ async fn what_only_a_restart_puts_in_force_is_named_and_nobody_waits_for_calls_t
     reloaded(&stage, &program, &config, 1).await;
     let text = config
         .replace("level: info", "level: info, format: text")
-        .replace("rotation:", "layers: { limits: { maxCalls: 20000 } }\n    rotation:");
+        .replace("rotation:", "layers: { limits: { maxCalls: 20000 }, deadline: { max: 90s } }\n    rotation:");
     reloaded(&stage, &program, &text, 2).await;
     round(&client, &[1; 32]).await.expect("the other pipeline serves");
     assert!(!held.is_finished(), "nothing was waited for");
 
     program.logged("except for what only a restart puts in force").await;
-    let paths = ["telemetry.logs.format", "pipelines.a.layers.limits.maxCalls"];
-    assert!(stage.admin("/metrics").await.1.contains("bao_kms_config_restart_needed 2"));
+    let paths = ["telemetry.logs.format", "pipelines.a.layers.limits.maxCalls", "pipelines.a.layers.deadline.max"];
+    assert!(stage.admin("/metrics").await.1.contains("bao_kms_config_restart_needed 3"));
     let report: serde_json::Value = serde_json::from_str(&stage.admin("/readyz").await.1).expect("JSON");
     assert_eq!(report["restartNeeded"], serde_json::json!(paths));
     reloaded(&stage, &program, &config, 3).await;
