@@ -14,6 +14,7 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::OwnedMutexGuard;
 use tower::Service;
 use zeroize::Zeroizing;
 
@@ -31,6 +32,8 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const TRUE: HeaderValue = HeaderValue::from_static("true");
 /// A pipeline asks a handful of paths at a handful of addresses; beyond this something makes paths up.
 const MAX_URLS: usize = 512;
+/// Reading a few small files takes longer than this only on a volume that hangs.
+const READ_WITHIN: Duration = Duration::from_secs(1);
 /// Failed handshakes lead to a look at the files no more often than this.
 const READ_APART: Duration = Duration::from_secs(1);
 
@@ -56,6 +59,8 @@ struct Inner {
     client: ArcSwapOption<reqwest::Client>,
     /// Held while a client is built, so that a burst builds one.
     files: Mutex<Files>,
+    /// Held by the one thread that an exchange has sent to the files: on a volume that hangs there is not one for each.
+    reading: Arc<tokio::sync::Mutex<()>>,
     urls: Mutex<Urls>,
 }
 
@@ -77,10 +82,11 @@ impl Pipe {
     /// A pipe without a client yet; nothing is read before the first exchange.
     pub fn new(options: PipeOptions) -> Self {
         let (client, files, urls) = (ArcSwapOption::empty(), Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { options, client, files, urls }))
+        Self(Arc::new(Inner { options, client, files, reading: Arc::default(), urls }))
     }
 
-    /// Reads the files again and, when their content changed, starts over with a new client and new connections.
+    /// Reads the files again and, when their content changed, starts over with a new client and new connections. Blocks for
+    /// as long as their volume does.
     ///
     /// # Errors
     /// When a file is missing or unusable; a client that was built before stays in use.
@@ -88,32 +94,49 @@ impl Pipe {
         self.0.renew_client(&mut self.0.files())
     }
 
-    fn client(&self) -> Result<Arc<reqwest::Client>, Error> {
+    async fn client(&self) -> Result<Arc<reqwest::Client>, Error> {
         if let Some(client) = self.0.client.load_full() {
             return Ok(client);
         }
-        let mut files = self.0.files();
-        // Whoever held the lock before may have built it.
-        if self.0.client.load().is_none() {
-            self.0.renew_client(&mut files)?;
-        }
-        self.0.client.load_full().ok_or_else(|| Class::TrustUnavailable.into())
+        let hangs = |_| {
+            let detail = "the files of the trust roots and the client certificate are not read within 1 s; look at the \
+                          volume that they are on";
+            Error::new(Class::TrustUnavailable, detail)
+        };
+        let built = async {
+            let turn = self.0.reading.clone().lock_owned().await;
+            self.beside(turn, Inner::build).await
+        };
+        tokio::time::timeout(READ_WITHIN, built).await.map_err(hangs)?
     }
 
     /// A handshake that failed may mean that a CA or a certificate was replaced: the files are read again, so that the
     /// next exchange succeeds, and not only the next login.
-    fn broken(&self, error: Error) -> Error {
-        if error.class() != Class::Tls {
+    async fn broken(&self, error: Error) -> Error {
+        // Somebody who is at it already tells the next one.
+        let turn = self.0.reading.clone().try_lock_owned();
+        let (Class::Tls, Ok(turn)) = (error.class(), turn) else {
             return error;
+        };
+        let read = tokio::time::timeout(READ_WITHIN, self.beside(turn, Inner::look));
+        match read.await {
+            Ok(Err(unusable)) => Error::new(error.class(), format!("{}; {}", error.detail(), unusable.detail())),
+            Ok(Ok(())) | Err(_) => error,
         }
-        let mut files = self.0.files();
-        if files.read.is_some_and(|at| at.elapsed() < READ_APART) {
-            return error;
-        }
-        match self.0.renew_client(&mut files) {
-            Ok(()) => error,
-            Err(unusable) => Error::new(error.class(), format!("{}; {}", error.detail(), unusable.detail())),
-        }
+    }
+
+    /// Does what may block in a thread of its own, which keeps its turn to the end.
+    async fn beside<T, F>(&self, turn: OwnedMutexGuard<()>, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Inner) -> Result<T, Error> + Send + 'static,
+    {
+        let inner = self.0.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work(&inner)
+        });
+        done.await.unwrap_or_else(|_| Err(Error::new(Class::Internal, "the files were not read to the end")))
     }
 }
 
@@ -129,10 +152,12 @@ impl Service<Exchange> for Pipe {
     fn call(&mut self, exchange: Exchange) -> Self::Future {
         let pipe = self.clone();
         Box::pin(async move {
-            let client = pipe.client()?;
+            let client = pipe.client().await?;
             let request = pipe.0.request(&client, &exchange)?;
-            let response = request.send().await.map_err(|error| pipe.broken(failure::classify(&error)))?;
-            reply::read(response, exchange.endpoint).await
+            match request.send().await {
+                Ok(response) => reply::read(response, exchange.endpoint).await,
+                Err(error) => Err(pipe.broken(failure::classify(&error)).await),
+            }
         })
     }
 }
@@ -142,6 +167,25 @@ impl Service<Exchange> for Pipe {
 impl Inner {
     fn files(&self) -> MutexGuard<'_, Files> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The client, built now if nobody has done so before.
+    fn build(&self) -> Result<Arc<reqwest::Client>, Error> {
+        let mut files = self.files();
+        // Whoever held the lock before may have built it.
+        if self.client.load().is_none() {
+            self.renew_client(&mut files)?;
+        }
+        self.client.load_full().ok_or_else(|| Class::TrustUnavailable.into())
+    }
+
+    /// Another client if the files are others than a while ago.
+    fn look(&self) -> Result<(), Error> {
+        let mut files = self.files();
+        match files.read {
+            Some(at) if at.elapsed() < READ_APART => Ok(()),
+            _ => self.renew_client(&mut files),
+        }
     }
 
     fn renew_client(&self, files: &mut Files) -> Result<(), Error> {
@@ -233,4 +277,45 @@ fn bearer(token: &SecretString) -> Result<HeaderValue, Error> {
         .map_err(|_| Error::new(Class::BadReply, "the token holds characters that no header may"))?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::{BaoCall, Purpose};
+
+    fn ask(pipe: &Pipe) -> Pin<Box<dyn Future<Output = Result<BaoReply, Error>> + Send>> {
+        let call = BaoCall::own(Purpose::Health, Method::Get, "sys/health", Duration::from_secs(60));
+        let call = call.with_credential(Credential::Anonymous);
+        pipe.clone().call(Exchange { origin: "https://127.0.0.1:1".into(), endpoint: None, call })
+    }
+
+    #[test]
+    fn files_on_a_volume_that_hangs_hold_up_nobody_else() {
+        let certificate = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("ca.pem");
+        std::fs::write(&file, certificate.cert.pem()).expect("written");
+        let tls = TlsConfig { ca_file: Some(file), server_name: None };
+        let options = PipeOptions { tls, namespace: String::new(), client_identity: None, max_idle: 1 };
+        let pipe = Pipe::new(options);
+        // As a login's thread does that hangs at reading them.
+        let files = pipe.0.files();
+        // One thread for everybody: whoever blocked it would block this test as well. Two for what blocks.
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(2).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        runtime.block_on(async {
+            let asking: Vec<_> = (0..50).map(|_| tokio::spawn(ask(&pipe))).collect();
+            for asked in asking {
+                let error = asked.await.expect("no panic").err().expect("no client");
+                assert_eq!(error.class(), Class::TrustUnavailable);
+                assert!(error.detail().contains("volume"), "{error}");
+            }
+            let other = tokio::time::timeout(Duration::from_secs(60), tokio::task::spawn_blocking(|| ())).await;
+            other.expect("one thread hangs and no more").expect("no panic");
+        });
+        drop(files);
+        let error = runtime.block_on(ask(&pipe)).err().expect("nobody listens there");
+        assert_eq!(error.class(), Class::Unreachable, "the files can be read again: {error}");
+    }
 }
