@@ -75,9 +75,12 @@ enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
-    /// The manual page.
-    #[command(after_help = "Example:\n  bao-kms-provider man | man -l -")]
-    Man,
+    /// The manual page, or that of a command.
+    #[command(after_help = "Example:\n  bao-kms-provider man config show | man -l -")]
+    Man {
+        /// The command; none: the whole program.
+        command: Vec<String>,
+    },
 }
 
 /// The files of a configuration.
@@ -116,7 +119,7 @@ pub fn main() -> ExitCode {
         Command::Plugins(plugins) => print::plugins(&plugins),
         Command::Version { json } => print::version(json),
         Command::Completions { shell } => print::completions(shell, Arguments::command()),
-        Command::Man => print::man(Arguments::command()),
+        Command::Man { command } => print::man(Arguments::command(), &command),
     };
     exit.into()
 }

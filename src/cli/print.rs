@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Exit, say};
+use super::{Exit, complain, say};
 use crate::plugin::Plugin;
 use crate::{auth, backend, layers, telemetry};
 
@@ -47,9 +47,19 @@ pub(super) fn completions(shell: clap_complete::Shell, mut command: clap::Comman
     say(&String::from_utf8_lossy(&script))
 }
 
-pub(super) fn man(command: clap::Command) -> Exit {
+pub(super) fn man(mut program: clap::Command, words: &[String]) -> Exit {
+    program.build();
+    let mut command = &program;
+    for word in words {
+        let Some(found) = command.find_subcommand(word) else {
+            let known: Vec<_> = command.get_subcommands().map(clap::Command::get_name).collect();
+            complain(format_args!("error: `{word}` is no command here; there are: {}", known.join(", ")));
+            return Exit::Usage;
+        };
+        command = found;
+    }
     let mut page = Vec::new();
-    match clap_mangen::Man::new(command).render(&mut page) {
+    match clap_mangen::Man::new(command.clone()).render(&mut page) {
         Ok(()) => say(&String::from_utf8_lossy(&page)),
         Err(_) => Exit::Unexpected,
     }

@@ -87,6 +87,20 @@ impl Checks<'_> {
         }
     }
 
+    fn port(&mut self, pointer: &str, address: &str) {
+        let written = address.trim_end_matches('/').rsplit_once(':').map(|(_, port)| port);
+        // What are no digits is the end of another thing; the schema knows what an address looks like.
+        let written = written.filter(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()));
+        if written.is_some_and(|port| !matches!(port.parse::<u16>(), Ok(1..))) {
+            self.find(
+                pointer,
+                "has a port that does not exist",
+                address,
+                "ports go from 1 to 65535; OpenBao's is 8200",
+            );
+        }
+    }
+
     fn socket(&mut self, base: &str, socket: &front::Config, others: &mut HashSet<std::path::PathBuf>) {
         let (pointer, path) = (join(base, "path"), &socket.path);
         let shown = path.display().to_string();
@@ -120,6 +134,11 @@ impl Checks<'_> {
     fn backend(&mut self, base: &str, backend: &backend::Config) {
         let backend::Config::Transit(transit) = backend;
         self.absolute(&format!("{base}/transit/tls/caFile"), transit.tls.ca_file.as_deref());
+        for (key, addresses) in [("endpoints", &transit.endpoints), ("redirectHosts", &transit.redirect_hosts)] {
+            for (at, address) in addresses.iter().enumerate() {
+                self.port(&format!("{base}/transit/{key}/{at}"), address);
+            }
+        }
         if let Err(error) = check_namespace(&transit.namespace) {
             let message = "is not in its canonical spelling";
             self.find(&format!("{base}/transit/namespace"), message, transit.namespace.clone(), &error.to_string());

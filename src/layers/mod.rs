@@ -88,6 +88,19 @@ layers! {
         "Last, so that login and renewal, which carry no session token, share the choice of address.";
 }
 
+impl Config {
+    /// Whether the settings of a layer leave it out of the path.
+    pub fn is_off(&self, layer: &str) -> bool {
+        match layer {
+            "trace" => !self.trace.enabled,
+            "coalesce" => !self.coalesce.enabled,
+            "retry" => !self.retry.enabled,
+            "batch" => self.batch.max_items == 1,
+            _ => false,
+        }
+    }
+}
+
 /// Encrypt and Decrypt from the door to Transit. The only place where the order is written.
 pub fn stack<S>(config: &Config, key: Arc<KeyState>, transit: S, metrics: Arc<PipelineMetrics>) -> KmsService
 where

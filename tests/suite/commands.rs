@@ -26,7 +26,7 @@ fn exit_codes_are_a_contract() {
     let bad = dir.path().join("bad.yaml");
     std::fs::write(&bad, "configVersion: v9").expect("written");
     let bad = bad.to_str().expect("text");
-    let cases: [(&[&str], i32); 11] = [
+    let cases: [(&[&str], i32); 12] = [
         (&["config", "validate", "--config", good], 0),
         (&["config", "explain", "--config", good], 0),
         (&["plugins", "list", "--json"], 0),
@@ -37,6 +37,7 @@ fn exit_codes_are_a_contract() {
         (&["config", "explain", "--config", bad], 3),
         (&["serve", "--config", "/nonexistent/config.yaml"], 3),
         (&["nonsense"], 2),
+        (&["man", "config", "nonsense"], 2),
         (&["probe", "--socket", "/nonexistent/kms.sock"], 4),
     ];
     for (arguments, code) in cases {
@@ -76,7 +77,7 @@ fn validate_prints_findings_for_people_and_for_programs() {
 fn explain_shows_the_stack_with_effective_settings_and_reasons() {
     let dir = tempfile::tempdir().expect("a folder");
     let file = dir.path().join("config.yaml");
-    let settings = "    layers: { admit: { maxInFlight: 8 }, coalesce: { enabled: false } }\n    identity:";
+    let settings = "    layers: { admit: { maxInFlight: 8 }, coalesce: { enabled: false }, batch: { maxItems: 1 } }\n    identity:";
     std::fs::write(&file, minimal().replacen("    identity:", settings, 1)).expect("written");
     let text = printed(&["config", "explain", "--config", file.to_str().expect("text")]);
     let order =
@@ -85,8 +86,10 @@ fn explain_shows_the_stack_with_effective_settings_and_reasons() {
     assert!(places.is_sorted(), "{text}");
     let row = |name: &str| text.lines().find(|line| line.starts_with(&format!("    {name} "))).expect(name);
     assert!(row("admit").contains("maxInFlight 8, maxQueued 1024"), "{}", row("admit"));
-    assert!(row("coalesce").ends_with("[off]"), "{}", row("coalesce"));
-    assert_eq!(text.matches("[off]").count(), 1, "{text}");
+    for name in ["coalesce", "batch"] {
+        assert!(row(name).ends_with("[off]"), "{}", row(name));
+    }
+    assert_eq!(text.matches("[off]").count(), 2, "{text}");
     assert!(row("transit").contains("key k8s-workload-a-etcd at transit, login by jwt"), "{text}");
     for layer in layers::TABLE {
         let below = text.lines().skip_while(|line| !line.starts_with(&format!("    {} ", layer.name))).nth(1);
@@ -136,6 +139,10 @@ fn every_command_has_an_example_and_the_manual_page_names_it() {
     assert!(all.len() >= 10, "{all:?}");
     let manual = printed(&["man"]);
     for command in all {
+        let words: Vec<&str> = command.iter().map(String::as_str).collect();
+        let own = printed(&[&["man"], &*words].concat());
+        assert!(own.contains(&format!("bao\\-kms\\-provider\\-{}", words.join("\\-"))), "{own}");
+        assert!(own.contains("Example:"), "{own}");
         let mut arguments: Vec<&str> = command.iter().map(String::as_str).collect();
         arguments.push("--help");
         let text = printed(&arguments);

@@ -58,6 +58,12 @@ fn every_mistake_is_said_once_with_place_and_help() {
             "https",
         ),
         (with("/var/lib/openbao-kms/identity.jwt", "identity.jwt"), "jwt.file: is a relative path", "absolute path"),
+        (with("https://bao.example:8200", "https://bao.example:99999"), "endpoints[0]: has a port", "1 to 65535"),
+        (
+            with("mount: transit", "mount: transit\n        redirectHosts: [ \"bao-1:8200\", \"bao-2:0\" ]"),
+            "redirectHosts[1]: has a port",
+            "1 to 65535",
+        ),
         (
             with("mount: transit", "mount: transit\n        namespace: kms/.."),
             "namespace: is not in its canonical spelling",
