@@ -82,8 +82,7 @@ pub fn round(socket: &Path, headers: &Headers, calls: &[Call], in_flight: usize)
             }
         }
     }
-    latencies.sort_unstable();
-    Round { latencies, took: started.elapsed() }
+    Round::of(latencies, started.elapsed())
 }
 
 // === impl Connection ===

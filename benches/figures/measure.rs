@@ -14,6 +14,12 @@ pub struct Round {
 }
 
 impl Round {
+    /// Latencies in any order, and the time they took together.
+    pub fn of(mut latencies: Vec<Duration>, took: Duration) -> Self {
+        latencies.sort_unstable();
+        Self { latencies, took }
+    }
+
     /// The latency below which this share (0.0 to 1.0) of the calls lies.
     pub fn percentile(&self, share: f64) -> Duration {
         let at = ((self.latencies.len() - 1) as f64 * share).round() as usize;
@@ -55,8 +61,7 @@ where
     for worker in workers {
         latencies.extend(worker.await.expect("a load worker"));
     }
-    latencies.sort_unstable();
-    Round { latencies, took: started.elapsed() }
+    Round::of(latencies, started.elapsed())
 }
 
 /// The median of a handful of figures.

@@ -109,12 +109,22 @@ impl Program {
         self.attempts("decrypt").await
     }
 
+    /// Ciphertexts that went to OpenBao so far: those in batches, and one for each exchange that was no batch.
+    pub async fn decrypt_items(&self) -> u64 {
+        let batches = self.sum("bao_kms_batch_items_count", "").await;
+        self.sum("bao_kms_batch_items_sum", "").await + self.decrypt_attempts().await - batches
+    }
+
     async fn attempts(&self, purpose: &str) -> u64 {
+        self.sum("bao_kms_openbao_attempts_total", &format!("purpose=\"{purpose}\"")).await
+    }
+
+    /// Of all samples of a metric with this label.
+    async fn sum(&self, metric: &str, label: &str) -> u64 {
         let url = format!("http://{}/metrics", self.admin);
         let text = self.http.get(url).send().await.expect("metrics").text().await.expect("text");
-        let label = format!("purpose=\"{purpose}\"");
         text.lines()
-            .filter(|line| line.starts_with("bao_kms_openbao_attempts_total") && line.contains(&label))
+            .filter(|line| line.starts_with(metric) && line.contains(label))
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
             .sum::<f64>() as u64
     }
