@@ -23,6 +23,7 @@ use bao_kms_provider::request::{
 use bao_kms_provider::telemetry::metrics::PipelineMetrics;
 use bao_kms_provider::{config, layers};
 use prost::Message;
+use tokio::signal::unix::{SignalKind, signal};
 use tower::{Service, ServiceExt};
 
 /// What is done with one input.
@@ -206,6 +207,8 @@ pub fn door() -> &'static Open {
                     rules: tokio::sync::watch::channel(Rules::of(&config)).1,
                     bounds: Bounds::of(64, Duration::from_secs(30)),
                 };
+                // libFuzzer's `main` does not ignore it as Rust's does, and a connection may close while we write to it.
+                let _pipe = signal(SignalKind::pipe()).expect("a handler");
                 opened.send(()).expect("somebody waits");
                 front::serve(socket, door, std::future::pending()).await.expect("served for ever");
             });
