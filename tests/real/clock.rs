@@ -1,15 +1,63 @@
-//! A node whose clock is years behind, and jumps while its token is renewed every few seconds.
+//! A node whose clock is years behind, and jumps while its token is renewed every few seconds and taken away after each jump.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bao_kms_provider::front::client::Client;
+use serde_json::json;
 
 use crate::support::openbao::OpenBao;
-use crate::support::provider::{Login, Setup};
+use crate::support::provider::{Login, Provider, Setup};
 use crate::support::wait::{LONG, until};
 
 const YEARS_BEHIND: i64 = -3 * 365 * 24 * 3_600;
 const HOUR: i64 = 3_600;
-/// Long enough for a renewal between two jumps.
-const BETWEEN: Duration = Duration::from_secs(5);
+/// After this the program's clock has jumped: it looks at its file once a second.
+const JUMPED: Duration = Duration::from_millis(1_500);
+/// By then a call has met that the token is gone, and there is another one.
+const LOGGED_IN: Duration = Duration::from_millis(2_500);
+/// Long enough for that and for a renewal of that token, which comes after four seconds at most; too short for a second one
+/// before the token is taken away again, which would be refused now and then.
+const BETWEEN: Duration = Duration::from_secs(6);
+/// By which two clocks that should agree may differ: a lease, and a slow machine. The jumps are far longer.
+const ABOUT: f64 = 60.0;
+
+/// Seals and opens until then: no call fails, Status is healthy, and the key_id is this one and no other.
+async fn serves(client: &Client, key_id: &str, end: Instant) {
+    while Instant::now() < end {
+        let sealed = client.encrypt(vec![7; 32], "u").await.expect("Encrypt");
+        assert_eq!(sealed.key_id, key_id, "no key_id moves");
+        let opened = client.decrypt(sealed.ciphertext.to_vec(), "u", &sealed.key_id, sealed.annotations).await;
+        assert_eq!(opened.expect("Decrypt"), vec![7; 32]);
+        let status = client.status().await.expect("Status");
+        assert_eq!((status.healthz.as_str(), status.key_id.as_str()), ("ok", key_id));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Rotates the key; the new version is taken over at OpenBao's time. Gives its key_id.
+async fn rotates(bao: &OpenBao, client: &Client, before: &str) -> String {
+    bao.write(&bao.key("/rotate"), json!({})).await;
+    until("the new version", LONG, async || match client.status().await.map_err(|error| error.to_string())?.key_id {
+        same if same == before => Err("the old one".to_owned()),
+        key_id => Ok(key_id),
+    })
+    .await
+}
+
+/// There have been so many logins, and OpenBao granted each.
+async fn check_logins(provider: &Provider, wanted: f64) {
+    let fine = provider.sum("bao_kms_logins_total", &["call=\"login\"", "class=\"ok\""]).await;
+    let all = provider.logins().await;
+    assert!((all - wanted).abs() < f64::EPSILON, "{all} logins, not {wanted}: one for each token, no storm");
+    assert!((fine - wanted).abs() < f64::EPSILON, "{fine} logins of {wanted} were granted");
+}
+
+/// The token was granted or renewed while the program's clock was off by so much.
+async fn check_clock(provider: &Provider, off: i64) {
+    let ends = provider.sum("bao_kms_token_expiry_timestamp_seconds", &[]).await;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64() + off as f64;
+    assert!((ends - now).abs() < ABOUT, "the token ends {} s from the clock that was set", ends - now);
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_is_years_behind_and_jumps_moves_nothing() {
@@ -24,38 +72,36 @@ async fn a_clock_that_is_years_behind_and_jumps_moves_nothing() {
     set(YEARS_BEHIND);
     setup.clock = Some(clock.clone());
     let provider = setup.start();
-    let first = provider.status("ok").await;
+    let began = Instant::now();
+    let mut key_id = provider.status("ok").await;
     let log = provider.log();
     let year =
         |log: &str| log.lines().next().and_then(|line| line.split("\"timestamp\":\"").nth(1)?.get(..4)?.parse().ok());
     let behind: i32 = year(&log).expect("a time in the log");
     assert!(behind < 2026, "the clock of this process is not behind: {log}");
     let client = provider.connect().await;
-    let began = Instant::now();
-    for jump in [HOUR, -HOUR, HOUR, 0] {
+    check_logins(&provider, 1.0).await;
+    for (tokens, jump) in [(1.0, HOUR), (2.0, -HOUR), (3.0, HOUR), (4.0, 0)] {
         set(YEARS_BEHIND + jump);
         let jumped = Instant::now();
-        while jumped.elapsed() < BETWEEN {
-            let sealed = client.encrypt(vec![7; 32], "u").await.expect("Encrypt");
-            assert_eq!(sealed.key_id, first, "no key_id moves");
-            let opened = client.decrypt(sealed.ciphertext.to_vec(), "u", &sealed.key_id, sealed.annotations).await;
-            assert_eq!(opened.expect("Decrypt"), vec![7; 32]);
-            assert_eq!(client.status().await.expect("Status").healthz, "ok");
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        serves(&client, &key_id, jumped + JUMPED).await;
+        check_logins(&provider, tokens).await;
+        // By the new clock every moment of the token before may be wrong: only a login is of use now.
+        bao.write("sys/leases/revoke-prefix/auth/jwt", json!({})).await;
+        serves(&client, &key_id, jumped + LOGGED_IN).await;
+        if jump == HOUR {
+            // The next jump leads back beyond this moment: the key_id must not follow it.
+            key_id = rotates(&bao, &client, &key_id).await;
         }
+        serves(&client, &key_id, jumped + BETWEEN).await;
+        check_logins(&provider, tokens + 1.0).await;
+        check_clock(&provider, YEARS_BEHIND + jump).await;
     }
     let fine = provider.sum("bao_kms_logins_total", &["call=\"renew\"", "class=\"ok\""]).await;
     let renewals = provider.sum("bao_kms_logins_total", &["call=\"renew\""]).await;
-    assert!((provider.logins().await - 1.0).abs() < f64::EPSILON, "one login, no storm");
     assert!((renewals - fine).abs() < f64::EPSILON, "every renewal is one of a token that OpenBao knows");
     // After two thirds of the lease or a little earlier, each, and one more at either end.
     let most = began.elapsed().as_secs_f64() / 3.6 + 2.0;
     assert!((3.0..=most).contains(&fine), "{fine} renewals, not 3 to {most}");
-    // A rotation is taken over at OpenBao's time.
-    bao.write(&bao.key("/rotate"), serde_json::json!({})).await;
-    until("the new version", LONG, async || match client.status().await.map_err(|error| error.to_string())?.key_id {
-        same if same == first => Err("the old one".to_owned()),
-        _ => Ok(()),
-    })
-    .await;
+    rotates(&bao, &client, &key_id).await;
 }

@@ -14,6 +14,7 @@ mod outage;
 mod raft;
 mod repair;
 mod service;
+mod snapshot;
 mod socket;
 mod stored;
 mod trouble;

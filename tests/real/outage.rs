@@ -12,6 +12,14 @@ use crate::support::wait::{LONG, until};
 
 /// More than the three minutes for which an API server goes on with a seed, and its ten seconds between two looks.
 const GRACE: Duration = Duration::from_secs(300);
+/// Those three minutes, and more than the ten seconds between two looks: who still writes so long after the last healthy
+/// Status that anybody can have seen does not live on the ordinary grace.
+const OUT_OF_GRACE: Duration = Duration::from_secs(200);
+/// For how long one side writes on after the other has stopped. Healthy API servers look once a minute, each in its own: the
+/// last good look of the one that coasts may be so much younger.
+const LONGER: Duration = Duration::from_secs(70);
+/// Between two Secrets.
+const APART: Duration = Duration::from_secs(2);
 /// How soon Status is healthy again.
 const BACK: Duration = Duration::from_secs(2);
 
@@ -49,10 +57,36 @@ impl Side {
         assert_eq!(self.server.value("secret-1").await.as_deref(), Ok("value"), "its seed was opened before");
     }
 
+    /// Reads the Secret that was stored last.
+    async fn check_last(&self) {
+        let name = format!("secret-{}", self.stored);
+        assert_eq!(self.server.value(&name).await.as_deref(), Ok("value"), "{name}");
+    }
+
     /// Whether the API server's own readiness says that the provider is well.
     async fn ready(&self) -> Result<(), String> {
         let (status, text) = self.server.get("/readyz/kms-providers").await?;
         if status == 200 { Ok(()) } else { Err(format!("{status}: {text}")) }
+    }
+
+    /// What docs/failure.md says of `/readyz` for either choice: it fails, for the sake of the provider alone.
+    async fn check_unready(&self) {
+        let (status, text) = self.server.get("/readyz").await.expect("an answer");
+        assert!(status != 200 && text.contains("[-]kms-providers"), "{status}: {text}");
+        let (status, text) = self.server.get("/readyz?exclude=kms-providers").await.expect("an answer");
+        assert_eq!(status, 200, "who excludes the provider keeps the API server: {text}");
+        // Our own one tells the reason.
+        self.provider.readyz(503, "sealed").await;
+    }
+
+    /// Waits until all of `/readyz` is well again, theirs and ours.
+    async fn check_ready(&self) {
+        until("an API server that is ready", LONG, async || match self.server.get("/readyz").await? {
+            (200, _) => self.ready().await,
+            (status, text) => Err(format!("{status}: {text}")),
+        })
+        .await;
+        self.provider.readyz(200, "ok").await;
     }
 }
 
@@ -67,6 +101,8 @@ async fn writes_stop_after_the_api_servers_grace_or_go_on_as_configured() {
     bao.write("sys/seal", json!({})).await;
     assert_eq!(stops.provider.status("sealed").await, "", "nothing to write with");
     assert_eq!(coasts.provider.status("sealed").await, key_id, "the last key_id stays");
+    // No look at Status from here on is a good one, whoever looks.
+    let sealed = Instant::now();
 
     stops.store().await.expect("the grace has only begun");
     for side in [&stops, &coasts] {
@@ -75,18 +111,30 @@ async fn writes_stop_after_the_api_servers_grace_or_go_on_as_configured() {
             Err(_) => Ok(()),
         })
         .await;
+        side.check_unready().await;
     }
-    until("writes to stop", GRACE, async || {
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        match stops.store().await {
-            Ok(()) => Err("it still writes".to_owned()),
-            Err(_) => Ok(()),
+    // One side waits for its grace to end while the other one writes, through its own grace and beyond.
+    let mut stopped: Option<Instant> = None;
+    while stopped.is_none_or(|at| at.elapsed() < LONGER) || sealed.elapsed() < OUT_OF_GRACE {
+        tokio::time::sleep(APART).await;
+        coasts.store().await.unwrap_or_else(|error| panic!("no coasting after {:?}: {error}", sealed.elapsed()));
+        if stopped.is_none() {
+            match stops.store().await {
+                Ok(()) => assert!(sealed.elapsed() < GRACE, "it still writes"),
+                Err(_) => {
+                    stopped = Some(Instant::now());
+                    coasts.check_unready().await;
+                }
+            }
         }
-    })
-    .await;
-    coasts.store().await.expect("it coasts");
-    stops.check_reads().await;
-    coasts.check_reads().await;
+    }
+    stops.store().await.expect_err("it has stopped for good");
+    for side in [&stops, &coasts] {
+        side.check_unready().await;
+        side.check_reads().await;
+    }
+    coasts.check_last().await;
+    assert_eq!(coasts.provider.status("sealed").await, key_id, "the last key_id is still there");
 
     bao.write("sys/unseal", unseal).await;
     let unsealed = Instant::now();
@@ -95,6 +143,10 @@ async fn writes_stop_after_the_api_servers_grace_or_go_on_as_configured() {
     }
     let back = unsealed.elapsed();
     assert!(back < BACK, "Status was healthy after {back:?}");
-    until("writes to go on", LONG, async || stops.store().await).await;
     coasts.store().await.expect("stored");
+    until("writes to go on", LONG, async || stops.store().await).await;
+    for side in [&stops, &coasts] {
+        side.check_ready().await;
+        side.check_last().await;
+    }
 }

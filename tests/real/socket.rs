@@ -3,7 +3,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::openbao::OpenBao;
 use crate::support::provider::{Login, Setup};
@@ -99,8 +99,8 @@ fn holds_token(log: &str) -> bool {
     })
 }
 
-#[tokio::test]
-async fn a_minimum_raised_inside_the_activation_delay_moves_encrypt_at_once() {
+/// Two rotations and these minima, all inside the activation delay: Encrypt moves at once, and no further than it has to.
+async fn moves_to_the_lowest_allowed(minima: Value, old_opens: bool) {
     let folder = tempfile::tempdir().expect("a folder");
     let bao = OpenBao::dev(folder.path()).await;
     bao.provision().await;
@@ -109,10 +109,39 @@ async fn a_minimum_raised_inside_the_activation_delay_moves_encrypt_at_once() {
     let provider = setup.start();
     let first_id = provider.status("ok").await;
     let client = provider.connect().await;
-    bao.write(&bao.key("/rotate"), json!({})).await;
-    bao.write(&bao.key("/config"), json!({ "min_encryption_version": 2 })).await;
+    let old = client.encrypt(SEED.to_vec(), "old").await.expect("Encrypt");
+    for _ in 0..2 {
+        bao.write(&bao.key("/rotate"), json!({})).await;
+    }
+    bao.write(&bao.key("/config"), minima).await;
+    assert_eq!(bao.read(&bao.key("")).await["latest_version"], 3, "there is a version to jump to by mistake");
+
     let sealed = client.encrypt(SEED.to_vec(), "one").await.expect("Encrypt goes on");
-    assert!(sealed.ciphertext.starts_with(b"vault:v2:"));
+    assert!(sealed.ciphertext.starts_with(b"vault:v2:"), "the newest version waits for its delay");
     assert_ne!(sealed.key_id, first_id);
-    assert_eq!(provider.status("ok").await, sealed.key_id, "the next Status announces it");
+    let status = client.status().await.expect("Status");
+    assert_eq!((status.healthz.as_str(), &status.key_id), ("ok", &sealed.key_id), "the next Status announces it");
+    let again = client.encrypt(SEED.to_vec(), "two").await.expect("Encrypt");
+    assert!(again.ciphertext.starts_with(b"vault:v2:"));
+    assert_eq!(again.key_id, sealed.key_id, "what Status said");
+    let opened = client.decrypt(sealed.ciphertext.clone(), "three", &sealed.key_id, sealed.annotations.clone()).await;
+    assert_eq!(opened.expect("Decrypt"), SEED);
+
+    let opened = client.decrypt(old.ciphertext.clone(), "four", &old.key_id, old.annotations.clone()).await;
+    if old_opens {
+        assert_eq!(opened.expect("Decrypt"), SEED);
+    } else {
+        let refused = opened.expect_err("below the minimum").to_string();
+        assert!(refused.contains("version_too_old: ") && refused.contains("(key version 1)"), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_minimum_raised_inside_the_activation_delay_moves_encrypt_at_once() {
+    moves_to_the_lowest_allowed(json!({ "min_encryption_version": 2 }), true).await;
+}
+
+#[tokio::test]
+async fn both_minima_raised_inside_the_activation_delay_move_encrypt_and_close_what_is_below() {
+    moves_to_the_lowest_allowed(json!({ "min_encryption_version": 2, "min_decryption_version": 2 }), false).await;
 }
