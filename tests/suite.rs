@@ -10,6 +10,8 @@ mod suite {
     mod bao;
     mod claims;
     #[cfg(feature = "dev")]
+    mod coast;
+    #[cfg(feature = "dev")]
     mod collector;
     mod commands;
     mod config;
@@ -21,6 +23,8 @@ mod suite {
     #[cfg(feature = "dev")]
     mod disk;
     mod door;
+    #[cfg(feature = "dev")]
+    mod dying;
     #[cfg(feature = "dev")]
     mod faults;
     mod findings;
@@ -62,6 +66,8 @@ mod suite {
     mod recovery;
     #[cfg(feature = "dev")]
     mod reload;
+    #[cfg(feature = "dev")]
+    mod reload_login;
     #[cfg(feature = "dev")]
     mod reload_refused;
     #[cfg(feature = "dev")]

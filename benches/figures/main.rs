@@ -40,6 +40,10 @@ async fn run() {
     println!("| figure | measured | bound |");
     println!("|---|---|---|");
     let chosen: Vec<_> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    const PARTS: [&str; 5] = ["latency", "alone", "throughput", "status", "storm"];
+    if let Some(unknown) = chosen.iter().find(|word| !PARTS.contains(&word.as_str())) {
+        panic!("no part is called {unknown}; there are {}", PARTS.join(", "));
+    }
     let wanted = |part: &str| chosen.is_empty() || chosen.iter().any(|word| word == part);
     row("OpenBao behind the figures", stage.openbao.to_owned(), "");
     row("binary", format!("{:.1} MB", program::binary_mb()), "< 14 MB");

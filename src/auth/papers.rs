@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::session::Reload;
@@ -65,7 +65,7 @@ impl Papers {
     /// # Errors
     /// `credential_unavailable` when a file is missing or unusable, or its volume hangs.
     pub(super) async fn login(&self) -> Result<BaoCall, Error> {
-        let Read { attempt, reloaded } = self.read(Some(self.reload.clone())).await?;
+        let Read { attempt, reloaded } = self.read(self.reload.clone()).await?;
         // Files that went bad do not end what was built from good ones: whether the pipe works is for the exchange to show.
         self.tell_reload(reloaded.err());
         let attempt = attempt?;
@@ -73,20 +73,29 @@ impl Papers {
         Ok(attempt.call)
     }
 
-    /// Looks at the credential each minute, and when what it says of itself changes; never returns.
-    pub(super) async fn watch(&self) {
+    /// Looks at the files each minute, when what the credential says of itself changes, and when it is asked to; never
+    /// returns.
+    pub(super) async fn watch(&self, asked: &Notify) {
         let mut changes = self.changes.subscribe();
         loop {
             let pause = pause(*changes.borrow_and_update(), SystemTime::now());
-            // A login that found another credential has looked just now.
-            if tokio::time::timeout(pause, changes.changed()).await.is_err() {
-                self.look().await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => self.look().await,
+                () = asked.notified() => self.look().await,
+                // A login that found another credential has looked just now.
+                _ = changes.changed() => {}
             }
         }
     }
 
+    /// What the files behind the connection hold takes effect by their content: a CA that was withdrawn must not be trusted
+    /// until the next login, which may be hours away.
     async fn look(&self) {
-        match self.read(None).await.and_then(|read| read.attempt) {
+        let read = self.read(self.reload.clone()).await.map(|read| {
+            self.tell_reload(read.reloaded.err());
+            read.attempt
+        });
+        match read.flatten() {
             Ok(attempt) => self.note(&attempt),
             // The next login needs the file, and may be hours away.
             Err(error) => {
@@ -97,7 +106,7 @@ impl Papers {
     }
 
     /// Reads the files in a thread of their own.
-    async fn read(&self, reload: Option<Reload>) -> Result<Read, Error> {
+    async fn read(&self, reload: Reload) -> Result<Read, Error> {
         let mut reading = self.reading.lock().await;
         if let Some(before) = reading.as_mut() {
             // What it found may be old by now.
@@ -105,7 +114,7 @@ impl Papers {
         }
         let method = self.method.clone();
         let read = reading.insert(tokio::task::spawn_blocking(move || {
-            let reloaded = reload.map_or(Ok(()), |reload| reload());
+            let reloaded = reload();
             Read { attempt: method.login(), reloaded }
         }));
         let outcome = tokio::time::timeout(READ_WITHIN, read).await.map_err(|_| hangs())?;

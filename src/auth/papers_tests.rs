@@ -60,7 +60,7 @@ async fn a_credential_is_looked_at_each_minute_without_a_login() {
         }),
     );
     let looks = papers.clone();
-    let watch = tokio::spawn(async move { looks.watch().await });
+    let watch = tokio::spawn(async move { looks.watch(&Notify::new()).await });
     puppet.expires.store(1_000, Ordering::SeqCst);
     papers.login().await.expect("a call");
     assert_eq!((papers.metrics.credential_expiry(), puppet.reads()), (1_000.0, 1));
@@ -73,7 +73,22 @@ async fn a_credential_is_looked_at_each_minute_without_a_login() {
     assert_eq!(told(&papers), ["the file is gone"]);
     assert_eq!(papers.metrics.credential_expiry(), 2_000.0, "the last that is known, so that the alert stays");
     assert!((11..=13).contains(&puppet.reads()), "{} reads in eleven minutes", puppet.reads());
-    assert_eq!(reloads.load(Ordering::SeqCst), 1, "a look leaves the connection alone");
+    assert_eq!(reloads.load(Ordering::SeqCst), puppet.reads(), "with what the connection is made of");
+    watch.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_says_that_files_have_changed_is_believed_at_once() {
+    let puppet = Arc::new(Puppet::default());
+    let papers = papers(&puppet, Arc::new(|| Ok(())));
+    let (looks, asks) = (papers.clone(), Arc::new(Notify::new()));
+    let asked = asks.clone();
+    let watch = tokio::spawn(async move { looks.watch(&asked).await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(puppet.reads(), 0);
+    asks.notify_one();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(puppet.reads(), 1);
     watch.abort();
 }
 
@@ -92,7 +107,7 @@ async fn a_credential_that_is_about_to_expire_is_looked_at_then() {
     puppet.changes.store(now + 20, Ordering::SeqCst);
     let papers = papers(&puppet, Arc::new(|| Ok(())));
     let looks = papers.clone();
-    let watch = tokio::spawn(async move { looks.watch().await });
+    let watch = tokio::spawn(async move { looks.watch(&Notify::new()).await });
     tokio::time::sleep(Duration::from_secs(10)).await;
     papers.login().await.expect("a call");
     tokio::time::sleep(Duration::from_secs(15)).await;

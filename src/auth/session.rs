@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use secrecy::SecretString;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tower::Service;
@@ -42,6 +42,8 @@ pub struct Session {
     shared: Arc<Shared>,
     bao: BaoService,
     pipeline: Arc<str>,
+    /// Asks for a look at the files.
+    look: Arc<Notify>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -94,13 +96,15 @@ impl Session {
         });
         let papers = Arc::new(Papers::new(method, reload, metrics.clone(), pipeline.clone()));
         let renewal = Renewal::new(shared.clone(), papers.clone(), bao.clone(), metrics, pipeline.clone());
+        let look = Arc::new(Notify::new());
+        let asked = look.clone();
         let task = tokio::spawn(async move {
             tokio::select! {
                 () = renewal.run() => {}
-                () = papers.watch() => {}
+                () = papers.watch(&asked) => {}
             }
         });
-        Arc::new(Self { shared, bao, pipeline, task: Mutex::new(Some(task)) })
+        Arc::new(Self { shared, bao, pipeline, look, task: Mutex::new(Some(task)) })
     }
 
     /// The token, if there is one whose lease has not ended.
@@ -161,6 +165,11 @@ impl Session {
     /// token from now on waits for that.
     pub fn wake(&self) {
         self.shared.round.send_if_modified(Round::wake);
+    }
+
+    /// Somebody says that files may have changed: they are looked at now instead of within a minute. No login is made for it.
+    pub fn look(&self) {
+        self.look.notify_one();
     }
 
     /// The error of the last login or renewal, until the next one succeeds.

@@ -53,7 +53,8 @@ pub(super) fn man(mut program: clap::Command, words: &[String]) -> Exit {
     for word in words {
         let Some(found) = command.find_subcommand(word) else {
             let known: Vec<_> = command.get_subcommands().map(clap::Command::get_name).collect();
-            complain(format_args!("error: `{word}` is no command here; there are: {}", known.join(", ")));
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            complain(format_args!("error: `{word}` is no command here; there are: {known}"));
             return Exit::Usage;
         };
         command = found;

@@ -15,7 +15,7 @@ fn pipeline(pipeline: &Pipeline) -> String {
     let settings = serde_json::to_value(&pipeline.layers).unwrap_or_default();
     let mut text = format!("pipeline {}\n  kube-apiserver -> {}\n", pipeline.name, pipeline.socket.path.display());
     for layer in layers::TABLE.iter().filter(|layer| !is_below_transit(layer.name)) {
-        text.push_str(&row(layer.name, settings.get(layer.name), pipeline.layers.is_off(layer.name), layer.why));
+        text.push_str(&row(layer.name, settings.get(layer.name), layer.why));
     }
     text.push_str(&format!(
         "    transit    key {} at {}, login by {}\n",
@@ -24,7 +24,7 @@ fn pipeline(pipeline: &Pipeline) -> String {
         pipeline.auth.name()
     ));
     for layer in layers::TABLE.iter().filter(|layer| is_below_transit(layer.name)) {
-        text.push_str(&row(layer.name, settings.get(layer.name), false, layer.why));
+        text.push_str(&row(layer.name, settings.get(layer.name), layer.why));
     }
     text.push_str(&format!("  -> {}\n", transit.endpoints.join(", ")));
     text
@@ -34,7 +34,9 @@ fn is_below_transit(layer: &str) -> bool {
     matches!(layer, "token" | "endpoint")
 }
 
-fn row(name: &str, settings: Option<&Value>, off: bool, why: &str) -> String {
+fn row(name: &str, settings: Option<&Value>, why: &str) -> String {
+    let says = |key: &str, value: Value| settings.and_then(|map| map.get(key)) == Some(&value);
+    let off = says("enabled", false.into()) || says("maxItems", 1.into());
     let settings = settings.and_then(Value::as_object).map(|map| {
         map.iter()
             .map(|(key, value)| format!("{key} {}", value.to_string().trim_matches('"')))

@@ -32,7 +32,7 @@ const MAX_MESSAGE: usize = 64 * 1024;
 /// `limits.maxCalls` later.
 const LEAST_ROOM: usize = 8192;
 /// A call may take this long at least, for the same reason: a reload may raise `deadline.max`.
-const LEAST_PATIENCE: Duration = Duration::from_secs(60);
+const LEAST_PATIENCE: Duration = Duration::from_secs(300);
 /// What a call may need beyond `layers.deadline.max` until its answer has left.
 pub const PARTING: Duration = Duration::from_secs(1);
 /// Streams beyond the room for calls, for Status and for calls that are being refused.

@@ -79,6 +79,11 @@ impl Engine {
         (Self { session, keeper: tokio::spawn(keeper.keep()) }, kms)
     }
 
+    /// Looks at the files that the login and the connections are made of.
+    pub fn look(&self) {
+        self.session.look();
+    }
+
     /// Stops the keeper. The session goes on for the calls that are inside; whoever gets it closes it after them.
     pub async fn retire(self) -> Arc<Session> {
         self.keeper.abort();

@@ -9,17 +9,20 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::auth::Session;
-use crate::backend::transit::Transit;
+use crate::backend::transit::{Look, Transit};
 use crate::error::{Bearing, Class, Error};
 use crate::key::config::{HealthPolicy, Rotation};
 use crate::key::{
     BaoClock, Due, Finding, Identity, KeyState, Loss, Metadata, RefreshRequests, Severity, View, findings,
 };
 use crate::layers::Endpoint;
+use crate::request::Progress;
 use crate::telemetry::events;
 
-/// How long one check of an address may take.
+/// How long one check of an address may take: OpenBao may be far away, and a handshake is three ways there and back.
 const HEALTH_WITHIN: Duration = Duration::from_secs(2);
+/// How long a round waits for the checks of all addresses: one that says nothing must not keep the others from being looked at.
+const HEALTH_PATIENCE: Duration = Duration::from_millis(500);
 /// The first pause between two checks while OpenBao is away.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause between two checks while something is wrong: recovery is noticed this fast.
@@ -61,8 +64,8 @@ struct Memory {
     pause: Duration,
     shown: Option<Option<Class>>,
     met: Option<Class>,
-    /// Since when metadata has been behind the view.
-    behind: Option<Instant>,
+    /// Since when metadata has been behind the view, and which addresses gave such metadata.
+    behind: Option<(Instant, Vec<usize>)>,
     /// `disable_upsert` of the mount as last read.
     upsert: Option<bool>,
 }
@@ -115,9 +118,10 @@ impl Keeper {
                     if due.prove {
                         memory.next_probe = Instant::now();
                     }
+                    let began = Instant::now();
                     let outcome = self.round(&mut memory).await;
                     requests.release(due.waiters);
-                    self.conclude(&mut memory, outcome);
+                    self.conclude(&mut memory, began, outcome);
                 }
             }
             self.tell(&mut memory);
@@ -148,13 +152,13 @@ impl Keeper {
     async fn round(&self, memory: &mut Memory) -> Result<Shown, Error> {
         match self.key.health().trouble {
             Some((class, _)) if class.bearing() == Bearing::Absence => {
-                self.endpoint.find(HEALTH_WITHIN).await?;
+                self.endpoint.find(HEALTH_PATIENCE, HEALTH_WITHIN).await?;
                 self.session.wake();
             }
             Some(_) => self.session.wake(),
             None => {}
         }
-        let (metadata, date) = self.transit.metadata().await?;
+        let Look { metadata, date, endpoint } = self.transit.metadata(memory.beside_laggards()).await?;
         let heard = Instant::now();
         // A proxy may strip `Date`; then this node's clock is the only one there is.
         memory.clock.observe(date.unwrap_or_else(std::time::SystemTime::now), heard);
@@ -167,7 +171,7 @@ impl Keeper {
         if self.findings.load().iter().any(|finding| finding.severity == Severity::Blocking) {
             return Err(Error::new(Class::KeyUnusable, "the findings name the property"));
         }
-        if self.is_behind(memory, &metadata, heard)? {
+        if self.is_behind(memory, &metadata, endpoint, heard)? {
             return Ok(Shown::Nothing);
         }
         memory.metadata = Some(metadata);
@@ -181,8 +185,15 @@ impl Keeper {
         Ok(Shown::Works)
     }
 
-    /// Whether metadata is older than what was seen, as a lagging standby's is for a moment; longer is an error.
-    fn is_behind(&self, memory: &mut Memory, metadata: &Metadata, now: Instant) -> Result<bool, Error> {
+    /// Whether metadata is older than what was seen, as a lagging standby's is for a moment; longer is an error, and by then
+    /// every other address has been asked.
+    fn is_behind(
+        &self,
+        memory: &mut Memory,
+        metadata: &Metadata,
+        endpoint: Option<usize>,
+        now: Instant,
+    ) -> Result<bool, Error> {
         let loss = match self.key.peek() {
             Some(view) => view.lost_in(metadata),
             None => self.key.remembered().and_then(|seen| seen.lost_in(metadata)),
@@ -191,9 +202,10 @@ impl Keeper {
             memory.behind = None;
             return Ok(false);
         };
-        let since = *memory.behind.get_or_insert(now);
+        let (since, laggards) = memory.behind.get_or_insert((now, Vec::new()));
+        laggards.extend(endpoint.filter(|at| !laggards.contains(at)));
         match loss {
-            Loss::Behind if now.duration_since(since) < LAG => Ok(true),
+            Loss::Behind if now.duration_since(*since) < LAG => Ok(true),
             Loss::Behind => Err(Error::new(Class::KeyRolledBack, "the highest versions are gone")),
             Loss::Recreated => Err(Error::new(Class::KeyRolledBack, "a version was made at another time than before")),
         }
@@ -234,7 +246,7 @@ impl Keeper {
     }
 
     /// Keeps the outcome of a round and plans the next one.
-    fn conclude(&self, memory: &mut Memory, outcome: Result<Shown, Error>) {
+    fn conclude(&self, memory: &mut Memory, began: Instant, outcome: Result<Shown, Error>) {
         let now = Instant::now();
         let interval = self.rotation.metadata_interval.get();
         match outcome {
@@ -263,7 +275,8 @@ impl Keeper {
                         class.meaning()
                     );
                 }
-                memory.next_read = now + jittered(memory.pause);
+                // Counted from the beginning of this one, which may have waited for an address that says nothing.
+                memory.next_read = (began + jittered(memory.pause)).max(now + FIRST_PAUSE);
                 memory.pause = (memory.pause * 3 / 2).min(LAST_PAUSE);
             }
         }
@@ -330,6 +343,15 @@ impl Memory {
             upsert: None,
         }
     }
+
+    /// For a call that had better not ask those whose metadata was behind.
+    fn beside_laggards(&self) -> Progress {
+        let progress = Progress::default();
+        for &at in self.behind.iter().flat_map(|(_, laggards)| laggards) {
+            progress.avoid(at);
+        }
+        progress
+    }
 }
 
 /// The class that Status shows for a failed round: one that bears on health, whatever the call itself met.
@@ -348,13 +370,5 @@ fn jittered(span: Duration) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_failed_round_bears_on_health() {
-        for &class in Class::ALL {
-            assert_ne!(health_class(&class.into()).bearing(), Bearing::None, "{class}");
-        }
-    }
-}
+#[path = "keeper_tests.rs"]
+mod tests;

@@ -82,7 +82,7 @@ impl PluginHost {
     }
 
     /// Takes over another configuration: all of it or, when a running pipeline's identity would change, nothing of it.
-    /// Pipelines that did not change are not touched. Nobody waits for calls in flight: what is replaced ends them beside
+    /// Pipelines that did not change are not touched, but look at the files that they name. Nobody waits for calls in flight: what is replaced ends them beside
     /// what replaces it.
     ///
     /// # Errors
@@ -98,7 +98,10 @@ impl PluginHost {
         for new in next.pipelines {
             let kept = old.iter().position(|old| old.config().name == new.name).map(|at| old.remove(at));
             let pipeline = match kept {
-                Some(same) if *same.config() == new => same,
+                Some(same) if *same.config() == new => {
+                    same.look();
+                    same
+                }
                 Some(mut changed) => {
                     changed.replace(new, &self.inherited, &mut self.leaving).await;
                     changed

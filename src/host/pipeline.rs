@@ -209,6 +209,13 @@ impl Pipeline {
         Ok(())
     }
 
+    /// A reload left the configuration as it is; the files that it names may be others all the same.
+    pub fn look(&self) {
+        if let Some(Running { engine, .. }) = &self.running {
+            engine.look();
+        }
+    }
+
     /// Takes over another configuration of the same identity. What is known of the key stays; the socket stays open unless
     /// its path changes. What is replaced ends its calls among those who are `leaving`.
     pub async fn replace(&mut self, next: Config, inherited: &Inherited, leaving: &mut JoinSet<()>) {

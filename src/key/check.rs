@@ -79,14 +79,19 @@ fn check_annotations(version: &Version, annotations: &BTreeMap<String, Vec<u8>>)
     }
 }
 
-/// Checks that a ciphertext is `vault:v<number>:` and something, with the number in its one spelling.
+/// Checks that a ciphertext is `vault:v<number>:` and base64, with the number in its one spelling. What it says is
+/// OpenBao's to judge; other letters would spoil the request of all who share it.
 pub fn check_prefix(number: u32, ciphertext: &[u8]) -> Result<(), Refusal> {
     let rest = ciphertext.strip_prefix(b"vault:v").ok_or(Refusal::Prefix)?;
     let expected = number.to_string();
     match rest.strip_prefix(expected.as_bytes()) {
-        Some([b':', body @ ..]) if !body.is_empty() => Ok(()),
+        Some([b':', body @ ..]) if !body.is_empty() && body.iter().all(is_base64) => Ok(()),
         _ => Err(Refusal::Prefix),
     }
+}
+
+fn is_base64(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=')
 }
 
 fn claimed_version(annotations: &BTreeMap<String, Vec<u8>>) -> Option<u32> {

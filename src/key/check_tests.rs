@@ -69,9 +69,15 @@ fn a_version_below_the_minimum_is_named() {
 
 #[test]
 fn versions_have_one_spelling() {
-    for (number, text) in
-        [(3, "vault:v03:AA"), (3, "vault:v+3:AA"), (3, "vault:v3"), (3, "vault:v3:"), (1, "vault:v12:AA")]
-    {
+    for (number, text) in [
+        (3, "vault:v03:AA"),
+        (3, "vault:v+3:AA"),
+        (3, "vault:v3"),
+        (3, "vault:v3:"),
+        (1, "vault:v12:AA"),
+        (3, "vault:v3:A\"A"),
+        (3, "vault:v3:A A"),
+    ] {
         assert_eq!(check_prefix(number, text.as_bytes()), Err(Refusal::Prefix), "{text}");
     }
 }

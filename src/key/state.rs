@@ -51,6 +51,8 @@ pub struct Health {
 pub struct KeyState {
     current: ArcSwapOption<View>,
     announced: ArcSwapOption<View>,
+    /// Held while an answer to Status is made.
+    announcing: Mutex<()>,
     first: watch::Sender<bool>,
     health: Mutex<Health>,
     policy: Mutex<Policy>,
@@ -78,6 +80,7 @@ impl KeyState {
         Self {
             current: ArcSwapOption::empty(),
             announced: ArcSwapOption::empty(),
+            announcing: Mutex::new(()),
             first: watch::Sender::new(false),
             health: Mutex::new(Health::default()),
             policy: Mutex::new(Policy::of(health, rotation)),
@@ -107,6 +110,8 @@ impl KeyState {
 
     /// The answer to Status. A healthy one announces the current view: from then on Encrypt uses it.
     pub fn status(&self, now: Instant) -> StatusReport {
+        // Of two at once the one that looked first must not announce last.
+        let _turn = self.announcing.lock().unwrap_or_else(PoisonError::into_inner);
         let current = self.current.load_full();
         let trouble = self.shown_trouble(now);
         match (current, trouble) {

@@ -1,14 +1,17 @@
 //! Decrypts that come while others are on their way to OpenBao go together in one exchange. There is no timer: a call
-//! that meets no other goes at once and alone, so that batches form only where waiting for one costs nothing.
+//! that meets no other, or one other, goes at once and alone, so that batches form only where OpenBao is busy with others.
 
 use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tower::Service;
 use tracing::Instrument;
 
@@ -17,12 +20,14 @@ use crate::error::{Class, Error};
 use crate::request::{Bound, Kind, Lot, Outcomes, Reply, Stage};
 use crate::telemetry::metrics::PipelineMetrics;
 
-/// Exchanges under way before calls gather: so two calls at a time never wait for each other. Measured: three make batches
+/// Exchanges under way before calls gather: where few come, two do not wait for each other. Measured: three make batches
 /// small and cost a tenth of the throughput at 64 in flight.
 const EXCHANGES: usize = 2;
 /// From so many calls in a batch on the next one waits for it, unless it is full: what OpenBao spends on an exchange counts
 /// for more than what it could do meanwhile. Measured: a tenth more throughput at 64 in flight.
 const CROWD: usize = 8;
+/// A crowd that has not been seen for so long is none.
+const FORGOTTEN: Duration = Duration::from_secs(1);
 /// An exchange that takes longer than this does not keep others waiting: on a connection that has died without a word it may
 /// take as long as its callers have patience. `admit` bounds how many there are.
 const SLOW: Duration = Duration::from_millis(250);
@@ -67,6 +72,8 @@ struct State {
     waiting: VecDeque<Waiting>,
     /// The largest of the last batches; each exchange that is smaller takes a quarter off.
     crowd: usize,
+    /// When a batch of a crowd last left.
+    crowded: Option<Instant>,
 }
 
 struct Waiting {
@@ -109,10 +116,10 @@ impl Platform {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a turn if one is free; otherwise a place among those who wait.
+    /// Takes a turn if one is free; otherwise a place among those who wait, which may make a batch full.
     fn enter(&self, bound: Bound) -> Result<Entered, Error> {
         let mut state = self.state();
-        if state.exchanges < state.turns(self.max_items) && state.waiting.is_empty() {
+        if state.waiting.is_empty() && state.exchanges < state.turns(self.max_items) {
             state.leaves(1);
             return Ok(Entered::Turn(bound));
         }
@@ -125,8 +132,9 @@ impl Platform {
         bound.context.progress.enter(Stage::Queue);
         let (answer, answered) = oneshot::channel();
         state.waiting.push_back(Waiting { bound, answer, span: tracing::Span::current() });
+        let leaving = state.leaving(self.max_items);
         self.metrics.set_gathering(state.waiting.len());
-        Ok(Entered::Waits(answered))
+        Ok(Entered::Waits { answered, leaving })
     }
 
     /// Who goes next, now that a turn is given back: without those whose callers have left.
@@ -134,14 +142,9 @@ impl Platform {
         let mut state = self.state();
         state.exchanges -= 1;
         state.waiting.retain(|waiting| !waiting.answer.is_closed());
-        let mut batches = Vec::with_capacity(1);
-        while !state.waiting.is_empty() && state.exchanges < state.turns(self.max_items) {
-            let count = state.waiting.len().min(self.max_items);
-            batches.push(state.waiting.drain(..count).collect());
-            state.leaves(count);
-        }
+        let leaving = state.leaving(self.max_items);
         self.metrics.set_gathering(state.waiting.len());
-        batches
+        leaving
     }
 }
 
@@ -150,19 +153,34 @@ impl Platform {
 impl State {
     /// How many exchanges may be under way.
     fn turns(&self, max_items: usize) -> usize {
-        if self.crowd < CROWD || self.waiting.len() >= max_items { EXCHANGES } else { 1 }
+        let crowded = self.crowd >= CROWD && self.crowded.is_some_and(|at| at.elapsed() < FORGOTTEN);
+        if !crowded || self.waiting.len() >= max_items { EXCHANGES } else { 1 }
     }
 
     /// An exchange of so many calls begins.
     fn leaves(&mut self, calls: usize) {
         self.exchanges += 1;
         self.crowd = calls.max(self.crowd - self.crowd.div_ceil(4));
+        if calls >= CROWD {
+            self.crowded = Some(Instant::now());
+        }
+    }
+
+    /// The batches for which there are turns.
+    fn leaving(&mut self, max_items: usize) -> Vec<Vec<Waiting>> {
+        let mut batches = Vec::new();
+        while !self.waiting.is_empty() && self.exchanges < self.turns(max_items) {
+            let count = self.waiting.len().min(max_items);
+            batches.push(self.waiting.drain(..count).collect());
+            self.leaves(count);
+        }
+        batches
     }
 }
 
 enum Entered {
     Turn(Bound),
-    Waits(oneshot::Receiver<Result<Reply, Error>>),
+    Waits { answered: oneshot::Receiver<Result<Reply, Error>>, leaving: Vec<Vec<Waiting>> },
 }
 
 // === impl Turn ===
@@ -192,7 +210,11 @@ where
                     let _ = answer.send(outcome);
                 }
             }
-            Err(error) if lot.len() > 1 && may_be_one_items(&error) => self.alone(lot, answers, error).await,
+            Err(error) if lot.len() > 1 && may_be_one_items(&error) => {
+                // As many exchanges as items: nobody else waits for all of them.
+                self.pass_on();
+                self.alone(lot, answers, error).await;
+            }
             Err(error) => {
                 for answer in answers {
                     let _ = answer.send(Err(error.clone()));
@@ -233,7 +255,12 @@ where
                 () = answer.closed() => continue,
                 outcome = self.exchange(vec![bound]) => outcome.and_then(only),
             };
-            let unread = outcome.as_ref().is_err_and(|error| error.class() == Class::BadReply);
+            // An item's own fault has a class of its own.
+            let unread = outcome.as_ref().is_err_and(|error| match error.class() {
+                Class::BadReply => true,
+                Class::Internal => whole.class() == Class::Internal,
+                _ => false,
+            });
             unreadable = if unread { unreadable + 1 } else { 0 };
             let _ = answer.send(outcome);
         }
@@ -244,12 +271,25 @@ where
         if std::mem::replace(&mut self.passed, true) {
             return;
         }
-        for next in self.platform.next() {
-            let span = next.first().map(|first| first.span.clone());
-            let turn = Turn { inner: self.inner.clone(), platform: self.platform.clone(), passed: false };
+        let leaving = self.platform.next();
+        Self::send(&self.inner, &self.platform, leaving);
+    }
+
+    /// Lets these batches go, each with the turn that it was given.
+    fn send(inner: &S, platform: &Arc<Platform>, leaving: Vec<Vec<Waiting>>) {
+        for batch in leaving {
+            let span = batch.first().map(|first| first.span.clone());
+            let turn = Turn { inner: inner.clone(), platform: platform.clone(), passed: false };
             // Without a runtime the program is ending: those who wait learn it from their senders, which drop here.
             if let (Some(span), Ok(runtime)) = (span, tokio::runtime::Handle::try_current()) {
-                runtime.spawn(turn.carry(next).instrument(span));
+                let metrics = platform.metrics.clone();
+                let carried = async move {
+                    // Those who wait learn it from their senders, which the panic has dropped.
+                    if AssertUnwindSafe(turn.carry(batch)).catch_unwind().await.is_err() {
+                        super::panicked(&metrics);
+                    }
+                };
+                runtime.spawn(carried.instrument(span));
             }
         }
     }
@@ -293,10 +333,13 @@ where
                 let mut turn = Turn { inner, platform, passed: false };
                 Box::pin(async move { turn.exchange(vec![bound]).await.and_then(only) })
             }
-            Ok(Entered::Waits(answered)) => Box::pin(async move {
-                let lost = || Err(Error::new(Class::Internal, "a batch ended without an answer"));
-                answered.await.unwrap_or_else(|_| lost())
-            }),
+            Ok(Entered::Waits { answered, leaving }) => {
+                Turn::send(&inner, &platform, leaving);
+                Box::pin(async move {
+                    let lost = || Err(Error::new(Class::Internal, "a batch ended without an answer"));
+                    answered.await.unwrap_or_else(|_| lost())
+                })
+            }
             Err(error) => Box::pin(std::future::ready(Err(error))),
         }
     }

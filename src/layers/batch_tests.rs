@@ -254,3 +254,72 @@ async fn who_has_left_is_not_asked_for_alone() {
     tokio::time::sleep(SECOND).await;
     assert_eq!(lots(&batch), [1, 1, 10, 1, 1], "the two that still wait");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_is_asked_for_item_by_item_holds_up_nobody_else() {
+    let mut batch = layer(128, 100, |texts| match texts.iter().any(|text| text == "e") {
+        true => Err(Class::Internal.into()),
+        false => all_open(texts),
+    });
+    batch.inner.takes = Duration::from_millis(100);
+    let crowd = tokio::spawn({
+        let mut batch = batch.clone();
+        async move { all(&mut batch).await }
+    });
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    assert!(!crowd.is_finished(), "ten exchanges, one after the other");
+    let began = Instant::now();
+    batch.call(decrypt("z", SECOND)).await.expect("a newcomer");
+    assert_eq!(began.elapsed(), batch.inner.takes);
+    assert_eq!(crowd.await.expect("the crowd").iter().filter(|answer| answer.is_err()).count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_becomes_full_leaves_at_once_and_an_old_crowd_is_none() {
+    let mut batch = layer(10, 100, all_open);
+    let crowd = tokio::spawn({
+        let mut batch = batch.clone();
+        async move { all(&mut batch).await }
+    });
+    tokio::time::sleep(Duration::from_millis(15)).await;
+    let platform = batch.platform.clone().expect("on");
+    assert_eq!(inside(&platform), (1, 0));
+    let mut more = Vec::new();
+    for (at, text) in TEXTS[..10].iter().enumerate() {
+        more.push(tokio::spawn(batch.call(decrypt(text, SECOND))));
+        assert_eq!(inside(&platform), if at < 9 { (1, at + 1) } else { (2, 0) });
+    }
+    for call in more {
+        assert!(call.await.expect("a call").is_ok());
+    }
+    crowd.await.expect("the crowd");
+    assert_eq!(lots(&batch), [1, 1, 10, 10]);
+
+    tokio::time::sleep(FORGOTTEN).await;
+    let two: Vec<_> = TEXTS[..2].iter().map(|text| tokio::spawn(batch.call(decrypt(text, SECOND)))).collect();
+    assert_eq!(inside(&platform), (2, 0), "neither waits for the other");
+    for call in two {
+        assert!(call.await.expect("a call").is_ok());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_a_batch_is_counted_and_answers_its_callers() {
+    let puppet = tower::service_fn(|lot: Lot| -> Answer<Outcomes> {
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            assert!(lot.len() == 1, "on purpose");
+            Ok(vec![Ok(opened())])
+        })
+    });
+    let metrics = PipelineMetrics::new();
+    let mut batch = Batch::new(puppet, &Config::default(), 100, metrics.clone());
+    let calls: Vec<_> = TEXTS.iter().map(|text| tokio::spawn(batch.call(decrypt(text, SECOND)))).collect();
+    let mut failed = 0;
+    for call in calls {
+        let answer = call.await.expect("no caller panics");
+        failed += usize::from(answer.is_err_and(|error| error.class() == Class::Internal));
+    }
+    assert_eq!((failed, metrics.panics()), (10, 1));
+    assert_eq!(inside(&batch.platform.expect("on")), (0, 0));
+}

@@ -71,8 +71,15 @@ struct Flight {
     progress: Progress,
 }
 
-/// The deadline of the waiter that may wait longest; `None` waits for ever.
-struct Until(Mutex<Option<Instant>>);
+/// Until when a flight goes on.
+struct Until(Mutex<Time>);
+
+struct Time {
+    /// The deadline of the waiter that may wait longest; `None` waits for ever.
+    due: Option<Instant>,
+    /// The flight ends and looks at this no more.
+    over: bool,
+}
 
 // === impl Coalesce ===
 
@@ -95,14 +102,15 @@ where
         let known;
         let mut map = flights.lock().unwrap_or_else(PoisonError::into_inner);
         known = map.get(&key).and_then(Weak::upgrade);
-        if let Some(flight) = known.as_ref().filter(|flight| !flight.has_failed()).cloned() {
+        let joins = |flight: &&Arc<Flight>| !flight.has_failed() && flight.until.extend(deadline);
+        if let Some(flight) = known.as_ref().filter(joins).cloned() {
             self.metrics.coalesced();
             bound.context.progress.follow(&flight.progress);
-            flight.until.extend(deadline);
             return flight;
         }
-        let (until, progress) = (Arc::new(Until(Mutex::new(deadline))), bound.context.progress.clone());
-        let answer: Answer<Reply> = Box::pin(fly(self.inner.clone(), bound, until.clone()).in_current_span());
+        let (until, progress) = (Arc::new(Until::new(deadline)), bound.context.progress.clone());
+        let answer = fly(self.inner.clone(), bound, until.clone(), self.metrics.clone());
+        let answer: Answer<Reply> = Box::pin(answer.in_current_span());
         let flight = Flight { key: key.clone(), flights: flights.clone(), answer: answer.shared(), until, progress };
         let flight = Arc::new(flight);
         map.insert(key, Arc::downgrade(&flight));
@@ -111,13 +119,16 @@ where
 }
 
 /// Calls the inner service until it answers or the longest waiter's deadline has passed. A panic is the answer of all
-/// waiters, and is reported where it happens.
-async fn fly<S>(inner: S, bound: Bound, until: Arc<Until>) -> Result<Reply, Error>
+/// waiters.
+async fn fly<S>(inner: S, bound: Bound, until: Arc<Until>, metrics: Arc<PipelineMetrics>) -> Result<Reply, Error>
 where
     S: Service<Bound, Response = Reply, Error = Error>,
 {
     let answer = AssertUnwindSafe(fly_on(inner, bound, &until)).catch_unwind().await;
-    answer.unwrap_or_else(|_| Err(Error::new(Class::Internal, "a shared call ended without an answer")))
+    answer.unwrap_or_else(|_| {
+        super::panicked(&metrics);
+        Err(Error::new(Class::Internal, "a shared call panicked"))
+    })
 }
 
 async fn fly_on<S>(mut inner: S, mut bound: Bound, until: &Until) -> Result<Reply, Error>
@@ -125,14 +136,14 @@ where
     S: Service<Bound, Response = Reply, Error = Error>,
 {
     loop {
-        let known = until.get();
+        let known = until.due();
         bound.context.deadline = known;
         let answer = inner.call(bound.clone()).await;
         // Below, the flight's first deadline bounded waits and repeats; a waiter that came later may still have time.
         let late = answer
             .as_ref()
             .is_err_and(|error| error.class() == Class::DeadlineExceeded || error.class().repeat() != Repeat::Never);
-        if !(late && until.get() != known) {
+        if !late || until.is_over(known) {
             return answer;
         }
     }
@@ -141,19 +152,32 @@ where
 // === impl Until ===
 
 impl Until {
-    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+    fn new(due: Option<Instant>) -> Self {
+        Self(Mutex::new(Time { due, over: false }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Time> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn get(&self) -> Option<Instant> {
-        *self.lock()
+    fn due(&self) -> Option<Instant> {
+        self.lock().due
     }
 
-    fn extend(&self, deadline: Option<Instant>) {
-        let mut known = self.lock();
-        if known.is_some() && (deadline.is_none() || deadline > *known) {
-            *known = deadline;
+    /// Another waiter with this deadline; `false` when it comes too late for the flight to know.
+    fn extend(&self, deadline: Option<Instant>) -> bool {
+        let mut time = self.lock();
+        if time.due.is_some() && (deadline.is_none() || deadline > time.due) {
+            time.due = deadline;
         }
+        !time.over
+    }
+
+    /// Whether nobody has more time than was known; from then on nobody joins.
+    fn is_over(&self, known: Option<Instant>) -> bool {
+        let mut time = self.lock();
+        time.over = time.due == known;
+        time.over
     }
 }
 

@@ -183,11 +183,24 @@ async fn a_panic_is_the_answer_of_all_waiters() {
         tokio::task::yield_now().await;
         panic!("on purpose")
     });
-    let mut layer: Coalesce<_> = Coalesce::new(puppet, &Config::default(), PipelineMetrics::new());
+    let metrics = PipelineMetrics::new();
+    let mut layer: Coalesce<_> = Coalesce::new(puppet, &Config::default(), metrics.clone());
     let waiters = [(); 3].map(|()| tokio::spawn(layer.call(decrypt("vault:v1:a", SECOND))));
     for waiter in waiters {
         let error = waiter.await.expect("no waiter panics").expect_err("no answer");
         assert_eq!(error.class(), Class::Internal);
     }
+    assert_eq!(metrics.panics(), 1);
     assert!(layer.flights.as_ref().expect("on").lock().expect("lock").is_empty(), "nothing stays");
+}
+
+#[test]
+fn nobody_joins_a_flight_that_has_looked_at_the_time_for_the_last_time() {
+    let (now, later) = (Some(Instant::now()), Some(Instant::now() + SECOND));
+    let until = Until::new(now);
+    assert!(until.extend(later));
+    assert!(!until.is_over(now), "somebody has more time");
+    assert!(until.extend(now));
+    assert!(until.is_over(later));
+    assert!(!until.extend(None), "too late");
 }

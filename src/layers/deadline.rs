@@ -19,7 +19,7 @@ const MAX_MARGIN: Duration = Duration::from_millis(200);
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 #[schemars(rename = "DeadlineLayer")]
 pub struct Config {
-    /// The longest that any call may take, whatever its caller says. Default 30s.
+    /// The longest that any call may take, whatever its caller says; to raise it above 299s takes a restart. Default 30s.
     pub max: Span,
     /// How long a call may take whose caller names no deadline. Default 2500ms.
     #[serde(rename = "default")]

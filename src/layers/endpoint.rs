@@ -56,28 +56,36 @@ impl Endpoint {
         Self { pipe: PipeService::new(pipe), shared: Arc::new(shared) }
     }
 
-    /// Asks every address for `sys/health` at once; `Ok` with the first node that serves or forwards (active, or standby),
-    /// without waiting for those that say nothing.
+    /// Asks every address for `sys/health` at once; `Ok` with the first node that serves or forwards (active, or standby).
+    /// Those that have said nothing within `patience` go on by themselves, for as long as a probe may take: what they find
+    /// out is in the breakers, and the next look goes over the connections that they have made.
     ///
     /// # Errors
-    /// That of the last address to answer, when none is well.
-    pub async fn find(&self, within: Duration) -> Result<(), Error> {
+    /// That of an address that answered rather than that of one that did not, when none is well.
+    pub async fn find(&self, patience: Duration, within: Duration) -> Result<(), Error> {
         let mut checks = tokio::task::JoinSet::new();
         for at in 0..self.shared.origins.len() {
             let endpoint = self.clone();
             checks.spawn(async move { endpoint.probe(at, within).await });
         }
-        let mut answer = Err(Error::new(Class::Unreachable, "no endpoint is configured"));
-        while let Some(check) = checks.join_next().await {
+        let until = Instant::now() + patience;
+        let mut worst: Option<Error> = None;
+        while let Ok(Some(check)) = tokio::time::timeout_at(until, checks.join_next()).await {
             // A check that panicked is reported where it did; the address counts as not answering.
-            answer = check.unwrap_or_else(|_| Err(Error::new(Class::Internal, "a check of an address broke off")));
-            if answer.is_ok() {
-                // The others go on by themselves: what they find out is in the breakers.
-                checks.detach_all();
-                break;
+            match check.unwrap_or_else(|_| Err(Error::new(Class::Internal, "a check of an address broke off"))) {
+                Ok(()) => {
+                    checks.detach_all();
+                    return Ok(());
+                }
+                Err(error) if worst.as_ref().is_some_and(|known| tells(known) >= tells(&error)) => {}
+                Err(error) => worst = Some(error),
             }
         }
-        answer
+        checks.detach_all();
+        Err(worst.unwrap_or_else(|| {
+            let class = self.shared.breakers.known_trouble().unwrap_or(Class::Timeout);
+            Error::new(class, "no address has answered yet")
+        }))
     }
 
     /// `sys/health` of one address; a node that serves or forwards may be asked again.
@@ -89,6 +97,8 @@ impl Endpoint {
         let answer = answer.and_then(|reply| health(&reply));
         match &answer {
             Ok(()) => self.shared.breakers.probed(at, Instant::now()),
+            // A file of ours that cannot be read says nothing about an address.
+            Err(error) if error.class().fault() != Fault::OpenBao => {}
             Err(error) => self.shared.breakers.failed(at, error.class(), Instant::now()),
         }
         answer
@@ -150,8 +160,14 @@ impl Endpoint {
             Err(error) => Some(error.class()),
         };
         let Some(class) = class else {
+            if began.elapsed() < SLOW {
+                self.shared.breakers.crawls(false);
+            }
             return self.shared.breakers.answered(at);
         };
+        if class == Class::Timeout && progress.has_met(Class::Timeout) && !progress.avoids(at) {
+            self.shared.breakers.crawls(true);
+        }
         progress.avoid(at);
         // A caller in a hurry, or a file of ours that cannot be read, says nothing about OpenBao.
         let hurried = class == Class::Timeout && began.elapsed() < SLOW;
@@ -238,6 +254,15 @@ impl Endpoint {
             return Ok((format!("https://{host}").into(), None));
         }
         refused("the redirect leads to a host that is neither an endpoint nor in redirectHosts")
+    }
+}
+
+/// How much the error of an address says of OpenBao: what answered more than what did not.
+fn tells(error: &Error) -> u8 {
+    match error.class() {
+        Class::Timeout => 0,
+        Class::Unreachable | Class::NameResolution | Class::ConnectionLost => 1,
+        _ => 2,
     }
 }
 

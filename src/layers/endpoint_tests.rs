@@ -264,8 +264,43 @@ async fn the_first_node_that_is_well_is_enough() {
     let origins = vec![Arc::from("https://a:8200"), Arc::from("https://b:8200")];
     let endpoint = Endpoint::new(origins, Vec::new(), pipe, PipelineMetrics::new());
     let began = Instant::now();
-    endpoint.find(Duration::from_secs(2)).await.expect("b is well");
+    endpoint.find(Duration::from_millis(500), Duration::from_secs(2)).await.expect("b is well");
     assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_none_is_well_an_answer_says_more_than_silence_and_is_not_held_up_by_it() {
+    let pipe = tower::service_fn(|exchange: Exchange| async move {
+        match exchange.endpoint {
+            Some(1) => Ok(BaoReply { status: 503, body: "{\"sealed\":true}".into(), ..answered(&exchange) }),
+            Some(0) => std::future::pending().await,
+            _ => Err(Error::from(Class::Unreachable)),
+        }
+    });
+    let origins = ["https://a:8200", "https://b:8200", "https://c:8200"].map(Arc::from).to_vec();
+    let endpoint = Endpoint::new(origins, Vec::new(), pipe, PipelineMetrics::new());
+    let began = Instant::now();
+    let error = endpoint.find(Duration::from_millis(500), Duration::from_secs(2)).await.expect_err("none is well");
+    assert_eq!((error.class(), began.elapsed()), (Class::Sealed, Duration::from_millis(500)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn breakers_that_were_replaced_move_no_gauge() {
+    let metrics = PipelineMetrics::new();
+    let shown = |at: usize| {
+        let label = crate::telemetry::metrics::EndpointLabel { endpoint: at.to_string() };
+        metrics.breakers.get(&label).map(|gauge| gauge.get())
+    };
+    let old = Breakers::new(2, metrics.clone());
+    old.failed(1, Class::Unreachable, Instant::now());
+    assert_eq!((shown(0), shown(1)), (Some(0), Some(1)));
+    let new = Breakers::new(1, metrics.clone());
+    assert_eq!((shown(0), shown(1)), (Some(0), None), "an address that is gone is not shown");
+    // Calls may still be in the stack that was replaced.
+    old.failed(0, Class::Unreachable, Instant::now());
+    assert_eq!(shown(0), Some(0));
+    new.failed(0, Class::Unreachable, Instant::now());
+    assert_eq!(shown(0), Some(1));
 }
 
 #[tokio::test(start_paused = true)]

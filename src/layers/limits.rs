@@ -23,7 +23,8 @@ const MAX_STORED: usize = 1024;
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 #[schemars(rename = "LimitsLayer")]
 pub struct Config {
-    /// Calls inside at once, waiting ones included; more are refused. 1 to 65536. Default 8192.
+    /// Calls inside at once, waiting ones included; more are refused. 1 to 65536; to raise it above 8192 takes a restart.
+    /// Default 8192.
     #[schemars(range(min = 1, max = 65_536))]
     pub max_calls: usize,
 }

@@ -12,6 +12,8 @@ mod endpoint;
 mod limits;
 mod retry;
 #[cfg(test)]
+mod stack_tests;
+#[cfg(test)]
 mod testing;
 mod token;
 mod trace;
@@ -31,6 +33,7 @@ use crate::error::{Class, Error};
 use crate::key::KeyState;
 use crate::plugin::Plugin;
 use crate::request::{BaoService, KmsService, Lot, Outcomes, Progress};
+use crate::telemetry::events;
 use crate::telemetry::metrics::PipelineMetrics;
 
 /// What a layer's call returns.
@@ -46,6 +49,13 @@ fn late(progress: &Progress) -> Error {
         error = error.with_reason(reason);
     }
     error
+}
+
+/// What several callers share has panicked: a defect, which none of them can tell. The panic itself was printed where it
+/// happened; what it carried may hold anything and is dropped.
+fn panicked(metrics: &PipelineMetrics) {
+    metrics.panicked();
+    tracing::error!(event = events::PANIC, "what several calls share panicked; please report this");
 }
 
 macro_rules! layers {
@@ -86,19 +96,6 @@ layers! {
         "Below Transit, so that metadata reads and probes share it with KMS calls.";
     "endpoint", "One attempt: one address, one exchange, at most one redirect to a listed host; a breaker for each address.",
         "Last, so that login and renewal, which carry no session token, share the choice of address.";
-}
-
-impl Config {
-    /// Whether the settings of a layer leave it out of the path.
-    pub fn is_off(&self, layer: &str) -> bool {
-        match layer {
-            "trace" => !self.trace.enabled,
-            "coalesce" => !self.coalesce.enabled,
-            "retry" => !self.retry.enabled,
-            "batch" => self.batch.max_items == 1,
-            _ => false,
-        }
-    }
 }
 
 /// Encrypt and Decrypt from the door to Transit. The only place where the order is written.

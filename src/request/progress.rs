@@ -99,6 +99,12 @@ impl Progress {
         self.each(&|here| here.met.store(class as u8 + 1, Ordering::Relaxed));
     }
 
+    /// Whether the last attempt of the call, or of any call of its lot, met this.
+    pub fn has_met(&self, class: Class) -> bool {
+        let others = self.others.iter().flat_map(|others| others.iter());
+        self.last_met() == Some(class) || others.into_iter().any(|one| one.has_met(class))
+    }
+
     /// What the last attempt of the call met; `None` when none has failed.
     pub fn last_met(&self) -> Option<Class> {
         let own = usize::from(self.here.met.load(Ordering::Relaxed)).checked_sub(1);

@@ -29,7 +29,7 @@ events! {
     CREDENTIAL_FINDING "credential_finding" "The login credential has a remarkable property, such as an expiry that is near."
     TRUST_LOADED "trust_loaded" "Trust roots were loaded; the line says from where."
     CALLS_FAILED "calls_failed" "Summary: how many calls failed with this class in the last minute."
-    PANIC "panic" "A defect: one call panicked and was answered with an internal error."
+    PANIC "panic" "A defect: a call, what several calls share, or the keeper of a key panicked. Callers were answered with an internal error."
     EXPORTER_TROUBLE "exporter_trouble" "Traces cannot be delivered; calls are not affected."
     LOG_LINES_DROPPED "log_lines_dropped" "Whatever reads the log was slower than it; lines were dropped, and no call waited."
     MEMORY_NOT_LOCKED "memory_not_locked" "`memory.lock` is asked for and cannot be had; calls are served all the same."

@@ -2,7 +2,7 @@
 //! Labels are few and bounded: pipeline, call, class, purpose, endpoint position.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -70,13 +70,23 @@ pub struct PipelineMetrics {
     pub(super) credential_expiry_unix: Gauge<f64, AtomicU64>,
     pub(super) peers_refused: Counter,
     pub(super) peers_silent: Counter,
-    pub(super) breakers: Family<EndpointLabel, Gauge>,
+    pub(crate) breakers: Family<EndpointLabel, Gauge>,
+    /// Counts the sets of breakers that there have been; the last one alone moves the gauges.
+    breaker_sets: Arc<AtomicU64>,
     pub(super) connections: Gauge<i64, AtomicI64>,
 }
 
 /// Counts a call as in flight until it is dropped.
 #[derive(Debug)]
 pub struct InFlight(Gauge);
+
+/// The gauges of one set of breakers, until another set takes its place: calls may still be in the stack that was replaced.
+#[derive(Debug)]
+pub struct BreakerGauges {
+    gauges: Family<EndpointLabel, Gauge>,
+    set: u64,
+    sets: Arc<AtomicU64>,
+}
 
 fn latency() -> Histogram {
     Histogram::new(exponential_buckets(0.000_25, 2.0, 16))
@@ -106,6 +116,7 @@ impl Default for PipelineMetrics {
             peers_refused: Counter::default(),
             peers_silent: Counter::default(),
             breakers: Family::default(),
+            breaker_sets: Arc::default(),
             connections: Gauge::default(),
         }
     }
@@ -211,6 +222,11 @@ impl PipelineMetrics {
         self.panics.inc();
     }
 
+    /// Calls that panicked so far, and what several calls share.
+    pub fn panics(&self) -> u64 {
+        self.panics.get()
+    }
+
     /// One exchange with OpenBao is over.
     pub fn attempted(&self, purpose: Purpose, endpoint: Option<usize>, class: Option<Class>, took: Duration) {
         let labels = AttemptLabels {
@@ -222,9 +238,15 @@ impl PipelineMetrics {
         self.attempt_seconds.observe(took.as_secs_f64());
     }
 
-    /// Whether calls keep away from an address because it failed.
-    pub fn set_breaker(&self, endpoint: usize, open: bool) {
-        self.breakers.get_or_create(&EndpointLabel { endpoint: endpoint.to_string() }).set(i64::from(open));
+    /// The gauges of breakers for so many addresses, all closed, in place of those that there were.
+    pub fn breakers(&self, addresses: usize) -> BreakerGauges {
+        let set = self.breaker_sets.fetch_add(1, Ordering::SeqCst) + 1;
+        self.breakers.clear();
+        let gauges = BreakerGauges { gauges: self.breakers.clone(), set, sets: self.breaker_sets.clone() };
+        for at in 0..addresses {
+            gauges.set(at, false);
+        }
+        gauges
     }
 
     /// A call is tried again.
@@ -295,6 +317,17 @@ impl PipelineMetrics {
     /// One of them is closed.
     pub fn disconnected(&self) {
         self.connections.dec();
+    }
+}
+
+// === impl BreakerGauges ===
+
+impl BreakerGauges {
+    /// Whether calls keep away from an address because it failed.
+    pub fn set(&self, endpoint: usize, open: bool) {
+        if self.sets.load(Ordering::SeqCst) == self.set {
+            self.gauges.get_or_create(&EndpointLabel { endpoint: endpoint.to_string() }).set(i64::from(open));
+        }
     }
 }
 

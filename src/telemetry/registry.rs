@@ -37,6 +37,16 @@ pub fn render(outlook: &Outlook) -> Result<String, fmt::Error> {
         "How many settings of the file on disk only a restart puts in force; /readyz names them.",
         waiting,
     );
+    // Without a runtime there is nobody who could scrape.
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        let tasks = Gauge::<i64>::default();
+        tasks.set(i64::try_from(runtime.metrics().num_alive_tasks()).unwrap_or(i64::MAX));
+        registry.register(
+            "runtime_tasks",
+            "Tasks of this process: connections, calls, and what runs in the background.",
+            tasks,
+        );
+    }
     for pipeline in outlook.pipelines.load().iter() {
         let label = (Cow::Borrowed("pipeline"), Cow::Owned(pipeline.name.to_string()));
         let registry = registry.sub_registry_with_label(label);

@@ -140,14 +140,18 @@ async fn a_call_whose_message_never_comes_ends_all_the_same() {
     loop {
         let mut head = [0; 9];
         caller.read_exact(&mut head).await.expect("the connection stays");
-        let length = usize::from(head[1]) << 8 | usize::from(head[2]);
-        caller.read_exact(&mut vec![0; length]).await.expect("a whole frame");
+        let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+        caller.read_exact(&mut payload).await.expect("a whole frame");
+        // A caller that does not answer pings is gone sooner.
+        if (head[3], head[4]) == (6, 0) {
+            caller.write_all(&frame(6, 1, 0, &payload)).await.expect("sent");
+        }
         // HEADERS or RST_STREAM of the call.
         if matches!(head[3], 1 | 3) && head[8] == 1 {
             break;
         }
     }
     let took = began.elapsed();
-    assert!((Duration::from_secs(31)..=Duration::from_secs(60)).contains(&took), "{took:?}");
+    assert!((Duration::from_secs(31)..=Duration::from_secs(301)).contains(&took), "{took:?}");
     assert_eq!(house.calls.load(std::sync::atomic::Ordering::SeqCst), 0);
 }

@@ -109,8 +109,13 @@ impl Account {
 
 /// One seed sealed and opened again.
 pub async fn round(client: &Client, seed: &[u8]) -> Result<(), String> {
+    sealed_under(client, seed).await.map(drop)
+}
+
+/// The same; the key_id that the seed was sealed under.
+pub async fn sealed_under(client: &Client, seed: &[u8]) -> Result<String, String> {
     let sealed = client.encrypt(seed.to_vec(), "u").await.map_err(|error| format!("Encrypt: {error}"))?;
     let opened = client.decrypt(sealed.ciphertext.to_vec(), "u", &sealed.key_id, sealed.annotations.clone()).await;
     assert_eq!(opened.map_err(|error| format!("Decrypt: {error}"))?, seed, "another plaintext");
-    Ok(())
+    Ok(sealed.key_id)
 }

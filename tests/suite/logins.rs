@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bao_kms_provider::backend::transit::Transit;
 use bao_kms_provider::error::Class;
+use bao_kms_provider::request::Progress;
 use serde_json::{Value, json};
 
 use super::bao::Bao;
@@ -29,14 +30,14 @@ struct Load {
 
 impl Load {
     async fn start(transit: Transit) -> Self {
-        transit.metadata().await.unwrap();
+        transit.metadata(Progress::default()).await.unwrap();
         let (stop, answers) = (Arc::new(AtomicBool::new(false)), Answers::default());
         let mut callers = tokio::task::JoinSet::new();
         for _ in 0..CALLERS {
             let (transit, stop, answers) = (transit.clone(), stop.clone(), answers.clone());
             callers.spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
-                    let class = transit.metadata().await.err().map(|error| error.class());
+                    let class = transit.metadata(Progress::default()).await.err().map(|error| error.class());
                     answers.lock().unwrap().push((Instant::now(), class));
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }

@@ -80,7 +80,7 @@ fn observed() -> Observed {
     }
     metrics.attempted(Purpose::Login, Some(0), None, Duration::ZERO);
     metrics.logged_in("login", None);
-    metrics.set_breaker(0, false);
+    let _gauges = metrics.breakers(1);
     let (refresh, _requests) = refresh::channel(Duration::from_secs(1));
     let key = KeyState::new(&HealthPolicy::default(), &Rotation::default(), refresh);
     key.failed(Class::Sealed, tokio::time::Instant::now());

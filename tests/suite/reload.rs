@@ -183,7 +183,7 @@ async fn what_only_a_restart_puts_in_force_is_named_and_nobody_waits_for_calls_t
     reloaded(&stage, &program, &config, 1).await;
     let text = config
         .replace("level: info", "level: info, format: text")
-        .replace("rotation:", "layers: { limits: { maxCalls: 20000 }, deadline: { max: 90s } }\n    rotation:");
+        .replace("rotation:", "layers: { limits: { maxCalls: 20000 }, deadline: { max: 10m } }\n    rotation:");
     reloaded(&stage, &program, &text, 2).await;
     round(&client, &[1; 32]).await.expect("the other pipeline serves");
     assert!(!held.is_finished(), "nothing was waited for");

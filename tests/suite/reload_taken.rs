@@ -63,7 +63,7 @@ async fn files_that_change_are_taken_over_without_a_signal() {
 }
 
 /// A caller that counts how often it had to connect: a socket that is not touched keeps its connection.
-struct Steady {
+pub(super) struct Steady {
     kms: KeyManagementServiceClient<Channel>,
     dials: Arc<AtomicUsize>,
     inode: u64,
@@ -71,7 +71,7 @@ struct Steady {
 }
 
 impl Steady {
-    async fn connect(stage: &Stage) -> Self {
+    pub(super) async fn connect(stage: &Stage) -> Self {
         // Whoever connects to a socket that is not there yet would count twice.
         drop(stage.client().await);
         let (dials, socket) = (Arc::new(AtomicUsize::new(0)), stage.socket());
@@ -98,7 +98,7 @@ impl Steady {
     }
 
     /// Calls once more: over the first connection still, and the file is the same.
-    async fn untouched(&self) {
+    pub(super) async fn untouched(&self) {
         self.encrypt().await;
         assert_eq!(self.dials.load(Ordering::SeqCst), 1, "the connection was closed");
         assert_eq!(std::fs::metadata(&self.socket).expect("a socket").ino(), self.inode);
@@ -108,7 +108,7 @@ impl Steady {
 const RELOADED: &str = "\"event\":\"reloaded\"";
 
 /// Another file and the signal; returns when it has taken effect.
-async fn reload(stage: &Stage, program: &Program, config: &str) {
+pub(super) async fn reload(stage: &Stage, program: &Program, config: &str) {
     let before = program.output().matches(RELOADED).count();
     stage.write("config.yaml", config);
     program.signal(Signal::HUP);
@@ -146,6 +146,8 @@ async fn another_endpoint_is_asked_after_a_reload_and_the_one_before_no_more() {
     status_until(&stage.client().await, "ok", |status| status.healthz == "ok").await;
     assert_eq!(other.calls().total(), 0);
     reload(&stage, &program, &stage.config("").replace(&stage.server.url(), &other.url())).await;
+    // The last that the first address is asked for: its token is given back.
+    until("the old token is gone", || stage.server.state().live_tokens() == 2).await;
     let (before, sealed) = (stage.server.calls().total(), other.calls().of("transit/encrypt"));
     for _ in 0..5 {
         steady.untouched().await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bao_kms_provider::auth::{Session, Token};
 use bao_kms_provider::error::{Class, Error};
-use bao_kms_provider::request::{BaoCall, BaoService, Credential, Method, Purpose};
+use bao_kms_provider::request::{BaoCall, BaoService, Credential, Method, Progress, Purpose};
 use bao_kms_provider::telemetry::metrics::PipelineMetrics;
 use tower::Service;
 
@@ -110,13 +110,13 @@ async fn an_expired_jwt_and_a_wrong_role_are_refused_and_heal_by_the_file() {
 async fn a_revoked_token_is_replaced_once_for_all() {
     let bao = Bao::start(|_| ()).await;
     let transit = bao.transit();
-    transit.metadata().await.unwrap();
+    transit.metadata(Progress::default()).await.unwrap();
     bao.server.state().revoke_all_tokens();
     bao.server.calls().reset();
     let reads: Vec<_> = (0..20)
         .map(|_| {
             let transit = transit.clone();
-            tokio::spawn(async move { transit.metadata().await.map(drop) })
+            tokio::spawn(async move { transit.metadata(Progress::default()).await.map(drop) })
         })
         .collect();
     for read in reads {

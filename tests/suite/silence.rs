@@ -11,7 +11,7 @@ use tonic::Code;
 
 use super::faults::{Row, Scene};
 use super::load::round;
-use super::support::{Stage, status_until};
+use super::support::{Stage, code, status_until};
 
 /// Its own deadline is what a caller meets.
 fn late(name: &'static str, status: &'static str) -> Row {
@@ -96,9 +96,12 @@ async fn a_black_holed_address_costs_bounded_time_and_heals() {
     node.shutdown().await;
     let hole = BlackHole::at(port);
     for _ in 0..2 {
-        let error = client.encrypt(vec![7; 32], "u").await.err().expect("nobody is there").to_string();
+        let error = client.encrypt(vec![7; 32], "u").await.err().expect("nobody is there");
+        let (text, code) = (error.to_string(), code(&error));
         // Ours, with its reason, and not the client's own.
-        assert!(error.contains("unreachable") || error.contains("(slow part: OpenBao)"), "{error}");
+        assert!(text.contains("unreachable") || text.contains("(slow part: OpenBao)"), "{text}");
+        let late = text.contains("deadline_exceeded: ");
+        assert_eq!(code, if late { Code::DeadlineExceeded } else { Code::Unavailable }, "{text}");
     }
     status_until(&client, "unreachable", |status| status.healthz == "unreachable" && status.key_id.is_empty()).await;
     drop(hole);

@@ -1,16 +1,16 @@
 //! Nodes as OpenBao has them since 2.5: standbys answer encrypt and decrypt themselves, from keys as they were a while ago.
-//! No call is lost for it, and no key_id comes back.
+//! No call is lost for it, and no key_id comes back, neither in Status nor in what is sealed.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bao_kms_provider::dev::server::Server;
 use bao_kms_provider::front::client::Client;
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use super::load::Load;
+use super::load::{Load, sealed_under};
 use super::nodes::{kill, three};
 use super::support::{Stage, status_until};
 
@@ -50,14 +50,62 @@ impl Watcher {
         Self { seen, task }
     }
 
-    /// No key_id came back after another one; how many there were.
-    async fn forward_only(self) -> usize {
+    /// No key_id came back after another one; all of them, in order.
+    async fn forward_only(self) -> Vec<String> {
         assert!(!self.task.is_finished(), "{:?}", self.task.await);
         self.task.abort();
         let seen = self.seen.lock().expect("lock");
         let different: BTreeSet<_> = seen.iter().collect();
         assert_eq!(different.len(), seen.len(), "a key_id came back: {seen:?}");
-        seen.len()
+        seen.clone()
+    }
+}
+
+/// A seed that was sealed, and opened again.
+struct Sealed {
+    began: Instant,
+    ended: Instant,
+    key_id: String,
+}
+
+type Account = Arc<Mutex<Vec<Sealed>>>;
+
+/// Callers as [`Load::start`] has them, which keep account of what they sealed under.
+fn sealing(client: &Client, account: &Account) -> Load {
+    Load::of(16, Duration::from_millis(5), |at| {
+        let (client, seed, account) = (client.clone(), vec![at as u8; 32], account.clone());
+        move || {
+            let (client, seed, account) = (client.clone(), seed.clone(), account.clone());
+            async move {
+                let began = Instant::now();
+                let key_id = sealed_under(&client, &seed).await?;
+                let sealed = Sealed { began, ended: Instant::now(), key_id };
+                account.lock().expect("lock").push(sealed);
+                Ok(())
+            }
+        }
+    })
+}
+
+/// Nothing was sealed under an older key_id than what had been answered when it began; `order` is that of Status. Calls
+/// that overlap may be answered in any order.
+fn assert_forward(account: &[Sealed], order: &[String]) {
+    let place = |sealed: &Sealed| {
+        let known = order.iter().position(|key_id| *key_id == sealed.key_id);
+        known.unwrap_or_else(|| panic!("sealed under {}, which Status never said: {order:?}", sealed.key_id))
+    };
+    let mut answered: Vec<Option<Instant>> = vec![None; order.len()];
+    for sealed in account {
+        let first = &mut answered[place(sealed)];
+        *first = Some(first.map_or(sealed.ended, |earlier| earlier.min(sealed.ended)));
+    }
+    for (key_id, first) in order.iter().zip(&answered) {
+        assert!(first.is_some(), "nothing was sealed under {key_id}: nothing was shown of it");
+    }
+    for sealed in account {
+        let at = place(sealed);
+        let before = answered[at + 1..].iter().flatten().any(|first| *first < sealed.began);
+        assert!(!before, "sealed under {} after a newer one had been answered: {order:?}", sealed.key_id);
     }
 }
 
@@ -75,7 +123,8 @@ async fn standbys_that_lag_lose_no_call_and_no_key_id_comes_back_whichever_node_
     let _program = stage.serve(&stage.config_of(&urls, ""));
     let client = stage.client().await.with_timeout(Duration::from_secs(5));
     status_until(&client, "ok", |status| status.healthz == "ok").await;
-    let (load, watcher) = (Load::start(&client, 16), Watcher::start(&client));
+    let account = Account::default();
+    let (load, watcher) = (sealing(&client, &account), Watcher::start(&client));
     let rotate = format!("{}/keys/{}/rotate", stage.setup.mount, stage.setup.key);
     for at in 0..3 {
         let before = client.status().await.expect("Status").key_id;
@@ -91,8 +140,10 @@ async fn standbys_that_lag_lose_no_call_and_no_key_id_comes_back_whichever_node_
         nodes.insert(at, back);
         tokio::time::sleep(BEHIND).await;
     }
-    assert_eq!(watcher.forward_only().await, 4);
+    let order = watcher.forward_only().await;
+    assert_eq!(order.len(), 4, "{order:?}");
     let stale = stage.server.state().calls().answered(400);
     assert!(stale > 0, "no standby was ever behind: nothing was shown");
     load.end().await.assert_clean(500, &format!("{stale} stale answers"));
+    assert_forward(&account.lock().expect("lock"), &order);
 }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bao_kms_provider::backend::transit::Transit;
+use bao_kms_provider::backend::transit::{Look, Transit};
 use bao_kms_provider::dev::server::Fault;
 use bao_kms_provider::error::{Class, Error};
 use bao_kms_provider::key::identity::{Config, Identity};
 use bao_kms_provider::key::{Metadata, Version};
-use bao_kms_provider::request::{Bound, Context, Payload, Reply, secret};
+use bao_kms_provider::request::{Bound, Context, Payload, Progress, Reply, secret};
 use secrecy::ExposeSecret;
 use serde_json::json;
 use tokio::time::Instant;
@@ -56,7 +56,7 @@ async fn seeds_go_and_come_back_under_the_version_that_was_asked_for() {
     let bao = Bao::start(|_| ()).await;
     let transit = bao.transit();
     bao.root().call("POST", "transit/keys/k8s-etcd/rotate", &json!({})).await.unwrap();
-    let (metadata, date) = transit.metadata().await.unwrap();
+    let Look { metadata, date, .. } = transit.metadata(Progress::default()).await.unwrap();
     assert_eq!((metadata.latest_version, metadata.keys.len()), (2, 2));
     let off = date.unwrap().duration_since(SystemTime::now()).unwrap_or_else(|behind| behind.duration());
     assert!(off < Duration::from_secs(60));
@@ -75,7 +75,7 @@ async fn nothing_opens_under_another_version_or_other_associated_data() {
     let bao = Bao::start(|_| ()).await;
     let transit = bao.transit();
     bao.root().call("POST", "transit/keys/k8s-etcd/rotate", &json!({})).await.unwrap();
-    let (metadata, _) = transit.metadata().await.unwrap();
+    let metadata = transit.metadata(Progress::default()).await.unwrap().metadata;
     let (first, second) = (version(1, &metadata), version(2, &metadata));
     let text = seal(&transit, &first).await.unwrap();
     let error = open(&transit, &second, text.clone()).await.unwrap_err();
@@ -91,7 +91,7 @@ async fn nothing_opens_under_another_version_or_other_associated_data() {
 async fn each_refusal_has_its_class_and_its_version() {
     let bao = Bao::start(|_| ()).await;
     let (transit, root) = (bao.transit(), bao.root());
-    let (metadata, _) = transit.metadata().await.unwrap();
+    let metadata = transit.metadata(Progress::default()).await.unwrap().metadata;
     let (first, third) = (version(1, &metadata), version(3, &metadata));
     let text = seal(&transit, &first).await.unwrap();
     let error = seal(&transit, &third).await.unwrap_err();
@@ -103,13 +103,13 @@ async fn each_refusal_has_its_class_and_its_version() {
     let error = open(&transit, &first, text.clone()).await.unwrap_err();
     assert_eq!((error.class(), error.version()), (Class::VersionTooOld, Some(1)));
     bao.server.faults().add_times("encrypt", Fault::WrongKeyVersion(1), 1);
-    let second = version(2, &transit.metadata().await.unwrap().0);
+    let second = version(2, &transit.metadata(Progress::default()).await.unwrap().metadata);
     assert_eq!(seal(&transit, &second).await.unwrap_err().class(), Class::WrongVersion);
     bao.server.faults().add_times("encrypt", Fault::Malformed, 1);
     assert_eq!(seal(&transit, &second).await.unwrap_err().class(), Class::BadReply);
     root.call("DELETE", "transit/keys/k8s-etcd/soft-delete", &json!(null)).await.unwrap();
     assert_eq!(seal(&transit, &second).await.unwrap_err().class(), Class::KeySoftDeleted);
-    assert!(transit.metadata().await.unwrap().0.soft_deleted);
+    assert!(transit.metadata(Progress::default()).await.unwrap().metadata.soft_deleted);
     bao.server.state().seal();
     assert_eq!(seal(&transit, &second).await.unwrap_err().class(), Class::Sealed);
     bao.server.state().unseal();
@@ -124,14 +124,14 @@ async fn a_missing_key_and_a_missing_right_are_told_apart_where_openbao_does() {
     let bao_service = bao_kms_provider::layers::bao_stack(session, endpoint);
     let mut config = bao.transit_config();
     config.key = "another".into();
-    let error = Transit::new(&config, bao_service).metadata().await.unwrap_err();
+    let error = Transit::new(&config, bao_service).metadata(Progress::default()).await.unwrap_err();
     assert_eq!(error.class(), Class::TokenRejected, "the policy shows its own key only");
     assert!(error.detail().contains("policy"), "{error}");
     let root = bao.root();
     root.call("POST", "transit/keys/k8s-etcd/config", &json!({"deletion_allowed": true})).await.unwrap();
     root.call("DELETE", "transit/keys/k8s-etcd", &json!(null)).await.unwrap();
     let transit = bao.transit();
-    assert_eq!(transit.metadata().await.unwrap_err().class(), Class::KeyMissing);
+    assert_eq!(transit.metadata(Progress::default()).await.unwrap_err().class(), Class::KeyMissing);
     let policy = json!({"policy": "path \"transit/keys/k8s-etcd\" { capabilities = [\"read\"] }"});
     root.call("POST", "sys/policies/acl/kms", &policy).await.unwrap();
     assert_eq!(transit.disable_upsert().await.unwrap(), None, "the policy hides it");

@@ -38,6 +38,17 @@ pub struct Transit {
     paths: Arc<Paths>,
 }
 
+/// What a look at the key's metadata brought.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// What OpenBao says of the key.
+    pub metadata: Metadata,
+    /// OpenBao's clock, when the reply tells it.
+    pub date: Option<SystemTime>,
+    /// Position of the address that answered in the configured endpoints; `None` for a redirect host.
+    pub endpoint: Option<usize>,
+}
+
 struct Paths {
     encrypt: Arc<str>,
     decrypt: Arc<str>,
@@ -60,14 +71,14 @@ impl Transit {
         Self { bao: Arc::new(bao), paths: Arc::new(paths) }
     }
 
-    /// The key's metadata, with OpenBao's clock when the reply tells it.
+    /// The key's metadata, from an address that `progress` does not avoid when there is one.
     ///
     /// # Errors
     /// Whatever keeps the read from succeeding, by class.
-    pub async fn metadata(&self) -> Result<(Metadata, Option<SystemTime>), Error> {
+    pub async fn metadata(&self, progress: Progress) -> Result<Look, Error> {
         let call = BaoCall::own(Purpose::Metadata, Method::Get, self.paths.key.clone(), OWN_DEADLINE);
-        let reply = self.ask(call).await?;
-        Ok((wire::metadata(&reply.body)?, reply.date))
+        let reply = self.ask(BaoCall { progress, ..call }).await?;
+        Ok(Look { metadata: wire::metadata(&reply.body)?, date: reply.date, endpoint: reply.endpoint })
     }
 
     /// `disable_upsert` of the mount; `None` when the policy does not show it.
@@ -86,8 +97,18 @@ impl Transit {
     /// Seals a random seed under this version, opens it again and compares.
     ///
     /// # Errors
-    /// Whatever keeps one of the two from succeeding, by class.
+    /// Whatever keeps one of the two from succeeding, by class; `key_unusable` when what it seals does not open, or opens as
+    /// something else: that is trouble with the key, and nothing that is sealed meanwhile may be the last copy of a seed.
     pub async fn probe(&self, version: &Version) -> Result<(), Error> {
+        self.prove(version).await.map_err(|error| match error.class() {
+            Class::CiphertextInvalid | Class::WrongVersion => {
+                Error::new(Class::KeyUnusable, format!("a probe failed: {}", error.detail()))
+            }
+            _ => error,
+        })
+    }
+
+    async fn prove(&self, version: &Version) -> Result<(), Error> {
         let mut seed = vec![0; 32];
         aws_lc_rs::rand::fill(&mut seed).map_err(|_| Error::new(Class::Internal, "no random bytes"))?;
         let seed = secret(seed);
@@ -101,7 +122,7 @@ impl Transit {
         if opened.expose_secret() == seed.expose_secret() {
             Ok(())
         } else {
-            Err(Error::new(Class::BadReply, "a probe came back as another text"))
+            Err(Error::new(Class::KeyUnusable, "a probe came back as another text"))
         }
     }
 

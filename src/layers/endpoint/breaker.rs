@@ -2,6 +2,7 @@
 //! does not answer is left alone for a jittered pause; then one call alone tries it, and the others wait behind that one,
 //! so that an OpenBao that comes back is not met by everybody at once.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::error::{Class, Repeat};
-use crate::telemetry::metrics::PipelineMetrics;
+use crate::telemetry::metrics::{BreakerGauges, PipelineMetrics};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Short, because a call that waits for a trial when a new leader is there already may run out of time: an API server has
@@ -33,7 +34,10 @@ pub(super) struct Breakers {
 struct Shared {
     state: Mutex<Vec<Address>>,
     changed: Notify,
-    metrics: Arc<PipelineMetrics>,
+    /// Whether OpenBao is slow wherever it is asked: then going elsewhere only takes a call's time.
+    crawls: AtomicBool,
+    /// Which gauges these breakers may move: not those of the ones that took their place.
+    gauges: BreakerGauges,
 }
 
 #[derive(Clone, Debug)]
@@ -99,11 +103,9 @@ impl Open {
 impl Breakers {
     pub(super) fn new(addresses: usize, metrics: Arc<PipelineMetrics>) -> Self {
         let fresh = Address { failed: None, in_row: 0, pause: FIRST_PAUSE, open: None };
-        for at in 0..addresses {
-            metrics.set_breaker(at, false);
-        }
         let state = Mutex::new(vec![fresh; addresses]);
-        Self { shared: Arc::new(Shared { state, changed: Notify::new(), metrics }) }
+        let (changed, crawls, gauges) = (Notify::new(), AtomicBool::new(false), metrics.breakers(addresses));
+        Self { shared: Arc::new(Shared { state, changed, crawls, gauges }) }
     }
 
     /// What a call does now that had better not go to the addresses of which `avoids` holds.
@@ -138,9 +140,23 @@ impl Breakers {
         }
     }
 
-    /// Whether a call that fails at this address has another one to go to.
+    /// Whether a call that fails at this address has another one to go to that may be faster.
     pub(super) fn has_other(&self, than: usize) -> bool {
-        self.state().iter().enumerate().any(|(at, address)| at != than && address.open.is_none())
+        !self.shared.crawls.load(Ordering::Relaxed)
+            && self.state().iter().enumerate().any(|(at, address)| at != than && address.open.is_none())
+    }
+
+    /// Why calls keep away from the first of the addresses that they keep away from.
+    pub(super) fn known_trouble(&self) -> Option<Class> {
+        self.state().iter().find_map(|address| address.open.as_ref().map(|open| open.class))
+    }
+
+    /// Whether OpenBao is slow at more than one address: two of them have let a call wait in vain, or one answers fast.
+    pub(super) fn crawls(&self, crawls: bool) {
+        // Rarely another one: reading is cheaper than writing.
+        if self.shared.crawls.load(Ordering::Relaxed) != crawls {
+            self.shared.crawls.store(crawls, Ordering::Relaxed);
+        }
     }
 
     /// An open address whose pause is over while others serve: a probe may ask it, no call should.
@@ -188,7 +204,7 @@ impl Breakers {
             let pause = address.pause.mul_f64(0.5 + fastrand::f64());
             address.pause = (address.pause * 2).min(LAST_PAUSE);
             address.open = Some(Open::new(now + pause, class));
-            self.shared.metrics.set_breaker(at, true);
+            self.shared.gauges.set(at, true);
             drop(state);
             self.shared.changed.notify_waiters();
         }
@@ -205,7 +221,7 @@ impl Breakers {
         let was_open = address.open.is_some();
         how(address);
         if was_open && address.open.is_none() {
-            self.shared.metrics.set_breaker(at, false);
+            self.shared.gauges.set(at, false);
             drop(state);
             self.shared.changed.notify_waiters();
         }

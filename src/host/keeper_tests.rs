@@ -1,0 +1,142 @@
+//! A keeper over a puppet of Transit: what a defect of its own, and a key that does not open what it seals, do to Status.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::auth::{Attempt, Method};
+use crate::key::refresh;
+use crate::request::{BaoCall, BaoReply, BaoService, Exchange, Purpose};
+use crate::telemetry::metrics::PipelineMetrics;
+
+/// A session that never has a token: the puppet asks for none.
+struct NoLogin;
+
+impl Method for NoLogin {
+    fn login(&self) -> Result<Attempt, Error> {
+        Err(Class::CredentialUnavailable.into())
+    }
+}
+
+/// How the puppet behaves.
+const WELL: u8 = 0;
+const PANICS_ONCE: u8 = 1;
+const OPENS_NOTHING: u8 = 2;
+const OPENS_ANOTHER: u8 = 3;
+
+/// Transit with one key whose ciphertext is the plaintext under a prefix.
+fn transit(mood: Arc<AtomicU8>) -> BaoService {
+    BaoService::new(tower::service_fn(move |call: BaoCall| {
+        assert!(mood.compare_exchange(PANICS_ONCE, WELL, Ordering::SeqCst, Ordering::SeqCst).is_err(), "on purpose");
+        let mood = mood.load(Ordering::SeqCst);
+        let asked: Value =
+            call.body.map_or(Value::Null, |body| serde_json::from_slice(body.expose_secret()).expect("JSON"));
+        let data = match call.purpose {
+            Purpose::Metadata => json!({
+                "type": "aes256-gcm96", "latest_version": 1, "keys": { "1": 1_000 },
+                "supports_encryption": true, "supports_decryption": true,
+            }),
+            Purpose::KeysConfig => json!({ "disable_upsert": true }),
+            Purpose::Encrypt => {
+                let plaintext = asked["plaintext"].as_str().expect("a plaintext");
+                json!({ "ciphertext": format!("vault:v1:{plaintext}"), "key_version": 1 })
+            }
+            _ => json!({ "plaintext": asked["ciphertext"].as_str().expect("a text").trim_start_matches("vault:v1:") }),
+        };
+        let (status, body) = match (call.purpose, mood) {
+            (Purpose::Decrypt, OPENS_NOTHING) => (400, json!({ "errors": ["cipher: message authentication failed"] })),
+            (Purpose::Decrypt, OPENS_ANOTHER) => (200, json!({ "data": { "plaintext": "AAAA" } })),
+            _ => (200, json!({ "data": data })),
+        };
+        let body = body.to_string().into();
+        let (date, retry_after, location) = (None, None, None);
+        std::future::ready(Ok(BaoReply { status, body, date, retry_after, location, endpoint: Some(0) }))
+    }))
+}
+
+fn keeper(bao: BaoService) -> Keeper {
+    let nobody =
+        tower::service_fn(|_: Exchange| std::future::ready(Err::<BaoReply, _>(Error::from(Class::Unreachable))));
+    let metrics = PipelineMetrics::new();
+    let endpoint = Endpoint::new(vec!["https://bao:8200".into()], Vec::new(), nobody, metrics.clone());
+    let config: crate::key::identity::Config = serde_json::from_value(json!({
+        "providerName": "p", "clusterId": "c", "openbaoId": "b", "transitMountId": "m", "keyLineageId": "l",
+    }))
+    .expect("an identity");
+    let transit_config = serde_json::from_value(json!({ "endpoints": [], "mount": "transit", "key": "k" }));
+    let (refresh, requests) = refresh::channel(Duration::from_secs(30));
+    let (health, rotation) = (HealthPolicy::default(), Rotation::default());
+    Keeper {
+        pipeline: "p".into(),
+        key: Arc::new(KeyState::new(&health, &rotation, refresh)),
+        identity: Arc::new(Identity::of(&config, "")),
+        transit: Transit::new(&transit_config.expect("a section"), bao),
+        endpoint,
+        session: Session::start(
+            Arc::new(NoLogin),
+            BaoService::new(tower::service_fn(|_: BaoCall| std::future::pending::<Result<BaoReply, Error>>())),
+            Arc::new(|| Ok(())),
+            metrics,
+            "p".into(),
+        ),
+        rotation,
+        health,
+        requests: Arc::new(Mutex::new(requests)),
+        findings: Arc::default(),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keeper_that_panics_shows_and_begins_anew() {
+    let mood = Arc::new(AtomicU8::new(WELL));
+    let keeper = keeper(transit(mood.clone()));
+    let key = keeper.key.clone();
+    let keeping = tokio::spawn(keeper.keep());
+    let status = || key.status(Instant::now()).healthz;
+    tokio::time::sleep(LAST_PAUSE / 10).await;
+    assert_eq!(status(), "ok");
+    let key_id = key.peek().expect("a view").active().key_id.clone();
+
+    mood.store(PANICS_ONCE, Ordering::SeqCst);
+    let began = Instant::now();
+    while status() == "ok" {
+        assert!(began.elapsed() < Duration::from_secs(60), "the next look meets the panic");
+        tokio::time::sleep(LAST_PAUSE / 10).await;
+    }
+    assert_eq!(status(), Class::Internal.name());
+    tokio::time::sleep(LAST_PAUSE * 2).await;
+    assert_eq!(status(), "ok", "and the one after it is made");
+    assert_eq!(key.peek().expect("a view").active().key_id, key_id, "what was known stays");
+    assert!(!keeping.is_finished());
+}
+
+/// Absence is waited for; a key that does not open what it seals must not seal one seed more.
+#[tokio::test(start_paused = true)]
+async fn a_key_that_does_not_open_what_it_seals_stops_writes_at_once() {
+    for wrong in [OPENS_NOTHING, OPENS_ANOTHER] {
+        let mood = Arc::new(AtomicU8::new(WELL));
+        let keeper = keeper(transit(mood.clone()));
+        let (key, probes_every) = (keeper.key.clone(), keeper.health.deep_probe_interval.get());
+        let keeping = tokio::spawn(keeper.keep());
+        tokio::time::sleep(LAST_PAUSE).await;
+        assert_eq!(key.status(Instant::now()).healthz, "ok");
+        mood.store(wrong, Ordering::SeqCst);
+        // No call says so; the next proof does.
+        tokio::time::sleep(probes_every * 2).await;
+        let status = key.status(Instant::now());
+        assert_eq!((status.healthz, status.key_id), (Class::KeyUnusable.name(), None));
+        mood.store(WELL, Ordering::SeqCst);
+        tokio::time::sleep(LAST_PAUSE * 2).await;
+        assert_eq!(key.status(Instant::now()).healthz, "ok");
+        keeping.abort();
+    }
+}
+
+#[test]
+fn every_failed_round_bears_on_health() {
+    for &class in Class::ALL {
+        assert_ne!(health_class(&class.into()).bearing(), Bearing::None, "{class}");
+    }
+}

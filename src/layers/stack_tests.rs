@@ -1,0 +1,191 @@
+//! The composed stack over a puppet of Transit: what no layer alone can promise.
+
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tower::Service;
+
+use super::{Answer, Config, stack};
+use crate::error::{Class, Error};
+use crate::key::config::{HealthPolicy, Rotation};
+use crate::key::{Identity, KeyState, Metadata, View, identity, refresh};
+use crate::request::{
+    Context as CallContext, KmsService, Lot, Operation, Outcomes, Payload, Reply, Request, Response, Stage, secret,
+};
+use crate::telemetry::metrics::PipelineMetrics;
+
+/// What an API server waits.
+const PATIENT: Duration = Duration::from_secs(3);
+/// Opens only when it is asked for again: the node lags when it hears of it first.
+const LAGS: &str = "lags";
+
+/// Opens each text as itself, after a while, and notes the lots that it was asked for.
+#[derive(Clone)]
+struct Transit {
+    lots: Arc<Mutex<Vec<Vec<String>>>>,
+    /// What an exchange of one call takes.
+    alone: Duration,
+    /// What an exchange of more takes.
+    together: Duration,
+}
+
+/// The stack, with a key that has just been seen to work.
+struct Hallway {
+    kms: KmsService,
+    key: Arc<KeyState>,
+    lots: Arc<Mutex<Vec<Vec<String>>>>,
+}
+
+/// What a call ended with, and when it did since it began.
+type Ended = (Result<Response, Error>, Duration);
+
+// === impl Transit ===
+
+impl Service<Lot> for Transit {
+    type Response = Outcomes;
+    type Error = Error;
+    type Future = Answer<Outcomes>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, lot: Lot) -> Self::Future {
+        let mut texts = Vec::with_capacity(lot.len());
+        for bound in &lot {
+            bound.context.progress.enter(Stage::OpenBao);
+            let Payload::Decrypt(text) = &bound.payload else { panic!("only decrypts are asked for") };
+            texts.push(String::from_utf8_lossy(text).trim_start_matches("vault:v1:").to_owned());
+        }
+        let mut lots = self.lots.lock().expect("lots");
+        let is_new = !lots.iter().flatten().any(|text| text == LAGS);
+        lots.push(texts.clone());
+        drop(lots);
+        let takes = if texts.len() == 1 { self.alone } else { self.together };
+        Box::pin(async move {
+            tokio::time::sleep(takes).await;
+            let open = |text: String| match text == LAGS && is_new {
+                true => Err(Error::from(Class::StaleNode)),
+                false => Ok(Reply::Decrypted(secret(text.into_bytes()))),
+            };
+            Ok(texts.into_iter().map(open).collect())
+        })
+    }
+}
+
+// === impl Hallway ===
+
+impl Hallway {
+    fn new(alone: Duration, together: Duration) -> Self {
+        let (key, lots) = (healthy(), Arc::default());
+        let transit = Transit { lots: Arc::clone(&lots), alone, together };
+        let kms = stack(&Config::default(), key.clone(), transit, PipelineMetrics::new());
+        Self { kms, key, lots }
+    }
+
+    /// Begins a Decrypt of this text for a caller who waits so long.
+    fn decrypt(&mut self, text: &str, patience: Duration) -> JoinHandle<Ended> {
+        let view = self.key.peek().expect("a view");
+        let version = view.active();
+        let operation = Operation::Decrypt {
+            ciphertext: format!("vault:v1:{text}").into(),
+            key_id: version.key_id.to_string(),
+            annotations: (*version.annotations).clone(),
+        };
+        let mut context = CallContext::new("u");
+        context.patience = Some(patience);
+        let began = context.arrived;
+        let answer = self.kms.call(Request { operation, context });
+        tokio::spawn(async move {
+            let answer = answer.await;
+            (answer, began.elapsed())
+        })
+    }
+
+    fn lots(&self) -> Vec<Vec<String>> {
+        self.lots.lock().expect("lots").clone()
+    }
+}
+
+fn healthy() -> Arc<KeyState> {
+    let name = || "n".to_owned();
+    let config = identity::Config {
+        provider_name: name(),
+        cluster_id: name(),
+        openbao_id: name(),
+        transit_mount_id: name(),
+        key_lineage_id: name(),
+        fingerprint: String::new(),
+    };
+    let metadata: Metadata = serde_json::from_value(serde_json::json!({
+        "type": "aes256-gcm96", "latest_version": 1, "keys": { "1": 1_000 },
+    }))
+    .expect("metadata");
+    let view = View::at(&Identity::of(&config, ""), &metadata, 1_000_000, 120, None).expect("a view");
+    let (refresh, _) = refresh::channel(Duration::from_secs(30));
+    let key = KeyState::new(&HealthPolicy::default(), &Rotation::default(), refresh);
+    key.publish(Arc::new(view));
+    key.succeeded(Instant::now());
+    Arc::new(key)
+}
+
+/// The call opened its own text; when it did.
+async fn opened(call: JoinHandle<Ended>, text: &str) -> Duration {
+    let (answer, took) = call.await.expect("a call");
+    match answer {
+        Ok(Response::Decrypt { plaintext }) => assert_eq!(plaintext.expose_secret(), text.as_bytes()),
+        other => panic!("{text}: {other:?}"),
+    }
+    took
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_in_a_hurry_ends_at_its_own_deadline_and_its_batch_goes_on() {
+    let together = Duration::from_secs(1);
+    // What it is gathered behind takes so long; where it is when its time is up; what goes together; when that is answered.
+    let cases = [
+        // It goes along, and the batch outlasts it.
+        (100, Stage::OpenBao, vec!["hurried", "c", "d"], 1_100),
+        // It still waits when its time is up: nobody asks for it, and the others go once what is in front counts as slow.
+        (2_000, Stage::Queue, vec!["c", "d"], 1_250),
+    ];
+    for (alone, stage, batch, answered) in cases {
+        let mut hallway = Hallway::new(Duration::from_millis(alone), together);
+        let first = [hallway.decrypt("a", PATIENT), hallway.decrypt("b", PATIENT)];
+        // The two in front have to be on their way before anybody is gathered.
+        tokio::task::yield_now().await;
+        let hurried = hallway.decrypt("hurried", Duration::from_millis(200));
+        let others = [hallway.decrypt("c", PATIENT), hallway.decrypt("d", PATIENT)];
+
+        let (answer, took) = hurried.await.expect("a call");
+        let error = answer.expect_err("its time is up");
+        assert_eq!((error.class(), error.stage()), (Class::DeadlineExceeded, Some(stage)), "{error}");
+        assert_eq!(took.as_millis(), 180, "200 ms less a tenth");
+
+        for (call, text) in others.into_iter().zip(["c", "d"]) {
+            assert_eq!(opened(call, text).await.as_millis(), answered, "{text}");
+        }
+        for (call, text) in first.into_iter().zip(["a", "b"]) {
+            assert_eq!(opened(call, text).await.as_millis(), u128::from(alone), "{text}");
+        }
+        assert_eq!(hallway.lots(), [vec!["a"], vec!["b"], batch]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_item_that_met_a_node_that_lags_is_asked_for_again_alone() {
+    let takes = Duration::from_millis(10);
+    let mut hallway = Hallway::new(takes, takes);
+    let texts = ["a", "b", "c", LAGS, "d", "e"];
+    let calls: Vec<_> = texts.iter().map(|text| hallway.decrypt(text, PATIENT)).collect();
+    for (call, text) in calls.into_iter().zip(texts) {
+        let took = opened(call, text).await;
+        // Nobody else waits for the repeat.
+        assert!(text == LAGS || took.as_millis() <= 20, "{text}: {took:?}");
+    }
+    assert_eq!(hallway.lots(), [vec!["a"], vec!["b"], vec!["c", LAGS, "d", "e"], vec![LAGS]]);
+}
