@@ -47,7 +47,11 @@ async fn run() {
     let wanted = |part: &str| chosen.is_empty() || chosen.iter().any(|word| word == part);
     row("OpenBao behind the figures", stage.openbao.to_owned(), "");
     row("binary", format!("{:.1} MB", program::binary_mb()), "< 14 MB");
-    row("exec to accepting socket", format!("{:.1} ms", millis(program.socket_after)), "< 20 ms");
+    let mut starts = vec![millis(program.socket_after)];
+    while starts.len() < ROUNDS {
+        starts.push(millis(Program::start(&stage, &stage.url, "").await.socket_after));
+    }
+    row("exec to accepting socket", format!("{:.1} ms", median(starts)), "< 20 ms");
     tokio::time::sleep(Duration::from_secs(3)).await;
     row("VmRSS idle", format!("{:.1} MiB", measure::rss_mib(program.pid())), "< 12 MiB");
     if wanted("latency") {
