@@ -74,6 +74,10 @@ impl Cert {
 }
 
 impl Method for Cert {
+    fn binds_connection(&self) -> bool {
+        true
+    }
+
     fn login(&self) -> Result<Attempt, Error> {
         // The pipe shows the certificate, and may still hold a good one after the file went bad: here it is only looked at.
         let now = SystemTime::now();

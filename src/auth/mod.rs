@@ -49,6 +49,12 @@ pub trait Method: Send + Sync {
     /// # Errors
     /// `credential_unavailable` when a file is missing or unusable.
     fn login(&self) -> Result<Attempt, Error>;
+
+    /// Whether the token is bound to the certificate of the connection. Then what connections are made of stays as it is
+    /// between two logins: OpenBao renews such a token for the same certificate alone (`openbao.md`).
+    fn binds_connection(&self) -> bool {
+        false
+    }
 }
 
 /// One login about to be made.

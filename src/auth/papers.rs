@@ -65,7 +65,7 @@ impl Papers {
     /// # Errors
     /// `credential_unavailable` when a file is missing or unusable, or its volume hangs.
     pub(super) async fn login(&self) -> Result<BaoCall, Error> {
-        let Read { attempt, reloaded } = self.read(self.reload.clone()).await?;
+        let Read { attempt, reloaded } = self.read(Some(self.reload.clone())).await?;
         // Files that went bad do not end what was built from good ones: whether the pipe works is for the exchange to show.
         self.tell_reload(reloaded.err());
         let attempt = attempt?;
@@ -91,7 +91,8 @@ impl Papers {
     /// What the files behind the connection hold takes effect by their content: a CA that was withdrawn must not be trusted
     /// until the next login, which may be hours away.
     async fn look(&self) {
-        let read = self.read(self.reload.clone()).await.map(|read| {
+        let reload = (!self.method.binds_connection()).then(|| self.reload.clone());
+        let read = self.read(reload).await.map(|read| {
             self.tell_reload(read.reloaded.err());
             read.attempt
         });
@@ -106,7 +107,7 @@ impl Papers {
     }
 
     /// Reads the files in a thread of their own.
-    async fn read(&self, reload: Reload) -> Result<Read, Error> {
+    async fn read(&self, reload: Option<Reload>) -> Result<Read, Error> {
         let mut reading = self.reading.lock().await;
         if let Some(before) = reading.as_mut() {
             // What it found may be old by now.
@@ -114,7 +115,7 @@ impl Papers {
         }
         let method = self.method.clone();
         let read = reading.insert(tokio::task::spawn_blocking(move || {
-            let reloaded = reload();
+            let reloaded = reload.map_or(Ok(()), |reload| reload());
             Read { attempt: method.login(), reloaded }
         }));
         let outcome = tokio::time::timeout(READ_WITHIN, read).await.map_err(|_| hangs())?;

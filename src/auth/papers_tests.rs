@@ -11,12 +11,17 @@ struct Puppet {
     expires: AtomicU64,
     changes: AtomicU64,
     gone: AtomicBool,
+    binds: AtomicBool,
     reads: AtomicUsize,
     /// Held by a test for as long as the volume hangs.
     volume: Mutex<()>,
 }
 
 impl Method for Puppet {
+    fn binds_connection(&self) -> bool {
+        self.binds.load(Ordering::SeqCst)
+    }
+
     fn login(&self) -> Result<Attempt, Error> {
         self.reads.fetch_add(1, Ordering::SeqCst);
         drop(self.volume.lock().expect("the volume"));
@@ -90,6 +95,25 @@ async fn whoever_says_that_files_have_changed_is_believed_at_once() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(puppet.reads(), 1);
     watch.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_bound_to_the_connection_keeps_it_between_logins() {
+    for (binds, reloads) in [(false, 3), (true, 1)] {
+        let puppet = Arc::new(Puppet::default());
+        puppet.binds.store(binds, Ordering::SeqCst);
+        let counter = Arc::new(AtomicUsize::new(0));
+        let counted = counter.clone();
+        let reload: Reload = Arc::new(move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        });
+        let papers = papers(&puppet, reload);
+        papers.login().await.expect("a call");
+        papers.look().await;
+        papers.look().await;
+        assert_eq!((puppet.reads(), counter.load(Ordering::SeqCst)), (3, reloads));
+    }
 }
 
 #[test]

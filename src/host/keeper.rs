@@ -158,7 +158,8 @@ impl Keeper {
             Some(_) => self.session.wake(),
             None => {}
         }
-        let Look { metadata, date, endpoint } = self.transit.metadata(memory.beside_laggards()).await?;
+        let beside = memory.beside_laggards();
+        let Look { metadata, date, endpoint } = self.transit.metadata(beside.clone()).await?;
         let heard = Instant::now();
         // A proxy may strip `Date`; then this node's clock is the only one there is.
         memory.clock.observe(date.unwrap_or_else(std::time::SystemTime::now), heard);
@@ -179,7 +180,7 @@ impl Keeper {
         let view = self.key.peek().ok_or(Class::Starting)?;
         if heard >= memory.next_probe || self.key.health().trouble.is_some() || self.key.health().last_success.is_none()
         {
-            self.transit.probe(view.active()).await?;
+            self.transit.probe(view.active(), beside).await?;
             memory.next_probe = Instant::now() + jittered(self.health.deep_probe_interval.get());
         }
         Ok(Shown::Works)

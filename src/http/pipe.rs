@@ -35,10 +35,10 @@ const TRUE: HeaderValue = HeaderValue::from_static("true");
 const MAX_URLS: usize = 512;
 /// Reading a few small files takes longer than this only on a volume that hangs; a caller has three seconds for everything.
 const READ_WITHIN: Duration = Duration::from_secs(1);
-/// An exchange without an answer for so long may stand on a connection that is dead: who comes next gets a new one. OpenBao
-/// that is merely slow is met by one handshake more for each exchange that takes longer.
+/// An exchange without an answer for so long may stand on a connection that is dead: who comes next gets a new one. An
+/// address that is merely slow is met with a handshake more for each exchange that takes longer.
 const SILENT: Duration = Duration::from_secs(1);
-/// New connections are begun with no more often than this, however many of the old ones break.
+/// An address is begun with anew no more often than this, however many of its connections break.
 const OVER_APART: Duration = Duration::from_secs(1);
 /// Failed handshakes lead to a look at the files no more often than this.
 const READ_APART: Duration = Duration::from_secs(1);
@@ -62,7 +62,7 @@ pub struct Pipe(Arc<Inner>);
 
 struct Inner {
     options: PipeOptions,
-    client: ArcSwapOption<Built>,
+    trust: ArcSwapOption<Trust>,
     /// Held while a client is built, so that a burst builds one.
     files: Mutex<Files>,
     /// Held by the one thread that an exchange has sent to the files: on a volume that hangs there is not one for each.
@@ -70,11 +70,16 @@ struct Inner {
     urls: Mutex<Urls>,
 }
 
+/// What the files gave, and the clients that were built from it: one for each origin, because what happens to the
+/// connections of one says nothing of another's.
+struct Trust {
+    tls: rustls::ClientConfig,
+    clients: Mutex<HashMap<Arc<str>, Arc<Built>>>,
+}
+
 /// A client with its connections.
 struct Built {
     client: reqwest::Client,
-    /// For the next one.
-    tls: rustls::ClientConfig,
     since: Instant,
 }
 
@@ -95,8 +100,8 @@ struct Files {
 impl Pipe {
     /// A pipe without a client yet; nothing is read before the first exchange.
     pub fn new(options: PipeOptions) -> Self {
-        let (client, files, urls) = (ArcSwapOption::empty(), Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { options, client, files, reading: Arc::default(), urls }))
+        let (trust, files, urls) = (ArcSwapOption::empty(), Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { options, trust, files, reading: Arc::default(), urls }))
     }
 
     /// Reads the files again and, when their content changed, starts over with a new client and new connections. Blocks for
@@ -108,9 +113,9 @@ impl Pipe {
         self.0.renew_client(&mut self.0.files())
     }
 
-    async fn client(&self) -> Result<Arc<Built>, Error> {
-        if let Some(client) = self.0.client.load_full() {
-            return Ok(client);
+    async fn trust(&self) -> Result<Arc<Trust>, Error> {
+        if let Some(trust) = self.0.trust.load_full() {
+            return Ok(trust);
         }
         let hangs = |_| {
             let names = self.0.options.files();
@@ -177,13 +182,14 @@ impl Service<Exchange> for Pipe {
     fn call(&mut self, exchange: Exchange) -> Self::Future {
         let pipe = self.clone();
         Box::pin(async move {
-            let built = pipe.client().await?;
+            let trust = pipe.trust().await?;
+            let built = pipe.0.client(&trust, &exchange.origin)?;
             let response = pipe.0.request(&built.client, &exchange)?.send();
             tokio::pin!(response);
             let response = match tokio::time::timeout(SILENT, &mut response).await {
                 Ok(response) => response,
                 Err(_) => {
-                    pipe.0.start_over(&built);
+                    pipe.0.start_over(&trust, &exchange.origin, &built);
                     response.await
                 }
             };
@@ -195,7 +201,7 @@ impl Service<Exchange> for Pipe {
                 Err(error) => pipe.broken(failure::classify(&error)).await,
             };
             if broken.class() == Class::ConnectionLost {
-                pipe.0.start_over(&built);
+                pipe.0.start_over(&trust, &exchange.origin, &built);
             }
             Err(broken)
         })
@@ -209,14 +215,14 @@ impl Inner {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The client, built now if nobody has done so before.
-    fn build(&self) -> Result<Arc<Built>, Error> {
+    /// What clients are built from, read now if nobody has done so before.
+    fn build(&self) -> Result<Arc<Trust>, Error> {
         let mut files = self.files();
-        // Whoever held the lock before may have built it.
-        if self.client.load().is_none() {
+        // Whoever held the lock before may have read it.
+        if self.trust.load().is_none() {
             self.renew_client(&mut files)?;
         }
-        self.client.load_full().ok_or_else(|| Class::TrustUnavailable.into())
+        self.trust.load_full().ok_or_else(|| Class::TrustUnavailable.into())
     }
 
     /// Another client if the files are others than a while ago.
@@ -228,19 +234,26 @@ impl Inner {
         }
     }
 
-    fn built(&self, tls: rustls::ClientConfig) -> Result<Built, Error> {
-        let client = client::build(tls.clone(), self.options.max_idle)?;
-        Ok(Built { client, tls, since: Instant::now() })
+    /// The client for an origin.
+    fn client(&self, trust: &Trust, origin: &Arc<str>) -> Result<Arc<Built>, Error> {
+        let mut clients = trust.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = clients.get(origin) {
+            return Ok(known.clone());
+        }
+        let client = client::build(trust.tls.clone(), self.options.max_idle)?;
+        let built = Arc::new(Built { client, since: Instant::now() });
+        if clients.len() < MAX_URLS {
+            clients.insert(origin.clone(), built.clone());
+        }
+        Ok(built)
     }
 
     /// Leaves the connections of this client to the exchanges that are on them; the next ones get new ones.
-    fn start_over(&self, old: &Arc<Built>) {
-        if old.since.elapsed() < OVER_APART {
-            return;
-        }
-        // What it is built from has made a client before.
-        if let Ok(fresh) = self.built(old.tls.clone()) {
-            self.client.compare_and_swap(&Some(old.clone()), Some(Arc::new(fresh)));
+    fn start_over(&self, trust: &Trust, origin: &Arc<str>, old: &Arc<Built>) {
+        let mut clients = trust.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_current = clients.get(origin).is_some_and(|known| Arc::ptr_eq(known, old));
+        if is_current && old.since.elapsed() >= OVER_APART {
+            clients.remove(origin);
         }
     }
 
@@ -253,7 +266,7 @@ impl Inner {
         }
         let roots = material.roots.len();
         let tls = trust::config(material, self.options.tls.server_name.as_deref())?;
-        self.client.store(Some(Arc::new(self.built(tls)?)));
+        self.trust.store(Some(Arc::new(Trust { tls, clients: Mutex::default() })));
         files.mark = Some(fresh);
         let file = self.options.tls.ca_file.as_deref().map(|path| path.display().to_string());
         let from = file.as_deref().unwrap_or("system");

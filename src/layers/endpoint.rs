@@ -1,7 +1,7 @@
 //! One attempt: picks an address, makes one exchange and at most one redirect to a listed host. Never loops: repeating is
 //! the retry layer's.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ struct Shared {
     origins: Vec<Arc<str>>,
     redirect_hosts: Vec<String>,
     breakers: Breakers,
+    /// When a probe last found a node well.
+    well: Mutex<Option<Instant>>,
     metrics: Arc<PipelineMetrics>,
 }
 
@@ -52,24 +54,27 @@ impl Endpoint {
         P::Future: Send + 'static,
     {
         let breakers = Breakers::new(origins.len(), metrics.clone());
-        let shared = Shared { origins, redirect_hosts, breakers, metrics };
+        let shared = Shared { origins, redirect_hosts, breakers, well: Mutex::new(None), metrics };
         Self { pipe: PipeService::new(pipe), shared: Arc::new(shared) }
     }
 
     /// Asks every address for `sys/health` at once; `Ok` with the first node that serves or forwards (active, or standby).
-    /// Those that have said nothing within `patience` go on by themselves, for as long as a probe may take: what they find
-    /// out is in the breakers, and the next look goes over the connections that they have made.
+    /// Those that have said nothing within `patience` go on by themselves, for as long as a probe may take: a node that one
+    /// of them has found well since is good enough for the next look.
     ///
     /// # Errors
     /// That of an address that answered rather than that of one that did not, when none is well.
     pub async fn find(&self, patience: Duration, within: Duration) -> Result<(), Error> {
+        if self.well().is_some_and(|at| at.elapsed() < within) {
+            return Ok(());
+        }
         let mut checks = tokio::task::JoinSet::new();
         for at in 0..self.shared.origins.len() {
             let endpoint = self.clone();
             checks.spawn(async move { endpoint.probe(at, within).await });
         }
         let until = Instant::now() + patience;
-        let mut worst: Option<Error> = None;
+        let mut told: Option<Error> = None;
         while let Ok(Some(check)) = tokio::time::timeout_at(until, checks.join_next()).await {
             // A check that panicked is reported where it did; the address counts as not answering.
             match check.unwrap_or_else(|_| Err(Error::new(Class::Internal, "a check of an address broke off"))) {
@@ -77,15 +82,19 @@ impl Endpoint {
                     checks.detach_all();
                     return Ok(());
                 }
-                Err(error) if worst.as_ref().is_some_and(|known| tells(known) >= tells(&error)) => {}
-                Err(error) => worst = Some(error),
+                Err(error) if told.as_ref().is_some_and(|known| tells(known) >= tells(&error)) => {}
+                Err(error) => told = Some(error),
             }
         }
         checks.detach_all();
-        Err(worst.unwrap_or_else(|| {
+        Err(told.unwrap_or_else(|| {
             let class = self.shared.breakers.known_trouble().unwrap_or(Class::Timeout);
             Error::new(class, "no address has answered yet")
         }))
+    }
+
+    fn well(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.shared.well.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `sys/health` of one address; a node that serves or forwards may be asked again.
@@ -96,7 +105,10 @@ impl Endpoint {
         let answer = self.send(Exchange { origin, endpoint: Some(at), call }).await;
         let answer = answer.and_then(|reply| health(&reply));
         match &answer {
-            Ok(()) => self.shared.breakers.probed(at, Instant::now()),
+            Ok(()) => {
+                *self.well() = Some(Instant::now());
+                self.shared.breakers.probed(at, Instant::now());
+            }
             // A file of ours that cannot be read says nothing about an address.
             Err(error) if error.class().fault() != Fault::OpenBao => {}
             Err(error) => self.shared.breakers.failed(at, error.class(), Instant::now()),
@@ -142,37 +154,42 @@ impl Endpoint {
     /// One exchange with one address, within the call's deadline.
     async fn exchange(&self, at: usize, call: BaoCall) -> Result<BaoReply, Error> {
         let (origin, progress, began) = (self.shared.origins[at].clone(), call.progress.clone(), Instant::now());
+        let purpose = call.purpose;
         let answer = self.send(Exchange { origin, endpoint: Some(at), call }).await;
-        self.note(at, &answer, &progress, began);
+        self.note(at, purpose, &answer, &progress, began);
         answer
     }
 
     /// Keeps what an answer says of its address: for the call, which goes elsewhere next, and for everybody.
-    fn note(&self, at: usize, answer: &Result<BaoReply, Error>, progress: &Progress, began: Instant) {
+    fn note(&self, at: usize, purpose: Purpose, answer: &Result<BaoReply, Error>, progress: &Progress, began: Instant) {
+        let (took, breakers) = (began.elapsed(), &self.shared.breakers);
         let class = match answer {
             // Where it leads says more.
             Ok(reply) if is_redirect(reply.status) => return,
             Ok(reply) if lags(reply) => {
                 progress.avoid(at);
-                return self.shared.breakers.lags(at, Instant::now());
+                return breakers.lags(at, Instant::now());
             }
             Ok(reply) => unwell(reply),
             Err(error) => Some(error.class()),
         };
         let Some(class) = class else {
-            if began.elapsed() < SLOW {
-                self.shared.breakers.crawls(false);
+            // A login is no work for Transit, which may be what is slow.
+            if took < SLOW && matches!(purpose, Purpose::Encrypt | Purpose::Decrypt | Purpose::Metadata) {
+                breakers.crawls(false);
             }
-            return self.shared.breakers.answered(at);
+            return breakers.answered(at);
         };
-        if class == Class::Timeout && progress.has_met(Class::Timeout) && !progress.avoids(at) {
-            self.shared.breakers.crawls(true);
+        // A shorter wait than this says that the caller was in a hurry.
+        let waited = class == Class::Timeout && took >= SLOW / 2;
+        if waited && progress.has_met(Class::Timeout) && !progress.avoids(at) {
+            breakers.crawls(true);
         }
         progress.avoid(at);
         // A caller in a hurry, or a file of ours that cannot be read, says nothing about OpenBao.
-        let hurried = class == Class::Timeout && began.elapsed() < SLOW;
+        let hurried = class == Class::Timeout && took < SLOW && !breakers.is_crawling();
         if !hurried && class.fault() == Fault::OpenBao {
-            self.shared.breakers.failed(at, class, Instant::now());
+            breakers.failed(at, class, Instant::now());
         }
     }
 
@@ -211,9 +228,9 @@ impl Endpoint {
         if !is_redirect(reply.status) {
             return Ok(reply);
         }
-        let (progress, began) = (call.progress.clone(), Instant::now());
+        let (purpose, progress, began) = (call.purpose, call.progress.clone(), Instant::now());
         let answer = self.follow(reply.location.as_deref(), BaoCall { deadline: due, ..call }).await;
-        self.note(at, &answer, &progress, began);
+        self.note(at, purpose, &answer, &progress, began);
         answer
     }
 

@@ -285,6 +285,49 @@ async fn when_none_is_well_an_answer_says_more_than_silence_and_is_not_held_up_b
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_is_well_and_slow_to_say_so_is_found_by_the_next_look() {
+    let pipe = tower::service_fn(|exchange: Exchange| async move {
+        tokio::time::sleep(Duration::from_millis(800)).await;
+        Ok(answered(&exchange))
+    });
+    let endpoint = Endpoint::new(vec!["https://a:8200".into()], Vec::new(), pipe, PipelineMetrics::new());
+    let find = || endpoint.find(Duration::from_millis(500), Duration::from_secs(2));
+    assert_eq!(find().await.expect_err("not yet").class(), Class::Timeout);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    find().await.expect("it has said so since");
+}
+
+/// Whoever waits a second for everything gives the first address half of it, and the second half of what is left.
+#[tokio::test(start_paused = true)]
+async fn callers_in_a_hurry_do_not_make_a_slow_openbao_of_one_black_hole() {
+    let pipe = tower::service_fn(|exchange: Exchange| async move {
+        match exchange.endpoint {
+            Some(0) => std::future::pending().await,
+            _ => tokio::time::sleep(Duration::from_millis(300)).await,
+        }
+        Ok(answered(&exchange))
+    });
+    let origins = ["https://a:8200", "https://b:8200", "https://c:8200"].map(Arc::from).to_vec();
+    let endpoint = Endpoint::new(origins, Vec::new(), pipe, PipelineMetrics::new());
+    let hurried = BaoCall { deadline: Instant::now() + Duration::from_millis(900), ..call() };
+    for _ in 0..2 {
+        let error = endpoint.clone().run(hurried.clone()).await.err().expect("too short");
+        hurried.progress.met(error.class());
+    }
+    assert!(!endpoint.shared.breakers.is_crawling(), "the second wait was too short to say so");
+
+    let patient = BaoCall { deadline: Instant::now() + Duration::from_secs(20), ..call() };
+    patient.progress.avoid(1);
+    patient.progress.met(Class::Timeout);
+    endpoint.clone().run(patient).await.err().expect("the black hole");
+    assert!(endpoint.shared.breakers.is_crawling(), "two have let it wait");
+    let next = BaoCall { deadline: Instant::now() + Duration::from_secs(5), ..call() };
+    next.progress.avoid(0);
+    endpoint.clone().run(next).await.expect("another one answers, and fast");
+    assert!(!endpoint.shared.breakers.is_crawling());
+}
+
+#[tokio::test(start_paused = true)]
 async fn breakers_that_were_replaced_move_no_gauge() {
     let metrics = PipelineMetrics::new();
     let shown = |at: usize| {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use bao_kms_provider::dev::client::{Client as BaoClient, Endpoint};
 use bao_kms_provider::dev::server::{Fault, Server};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
@@ -136,4 +137,9 @@ async fn a_standby_that_stays_behind_is_not_taken_for_a_key_that_was_rolled_back
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     round(&client, &[7; 32]).await.expect("the others know it");
+    let behind = Endpoint { url: nodes[0].url(), ca_pem: stage.server.ca_pem() };
+    let behind = BaoClient::new(&behind, &stage.server.root_token(), None).expect("a client");
+    let path = format!("{}/keys/{}", stage.setup.mount, stage.setup.key);
+    let told = behind.call("GET", &path, &json!(null)).await.expect("asked").body;
+    assert_eq!(told["data"]["latest_version"], 1, "it was behind to the end");
 }

@@ -65,7 +65,7 @@ async fn seeds_go_and_come_back_under_the_version_that_was_asked_for() {
         let text = seal(&transit, &version).await.unwrap();
         assert!(text.starts_with(format!("vault:v{number}:").as_bytes()), "{text:?}");
         assert_eq!(open(&transit, &version, text).await.unwrap(), SEED);
-        transit.probe(&version).await.unwrap();
+        transit.probe(&version, Progress::default()).await.unwrap();
     }
     assert_eq!(transit.disable_upsert().await.unwrap(), Some(false));
 }

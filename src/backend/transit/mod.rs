@@ -94,13 +94,14 @@ impl Transit {
         }
     }
 
-    /// Seals a random seed under this version, opens it again and compares.
+    /// Seals a random seed under this version, opens it again and compares, at an address that `progress` does not avoid when
+    /// there is one.
     ///
     /// # Errors
     /// Whatever keeps one of the two from succeeding, by class; `key_unusable` when what it seals does not open, or opens as
     /// something else: that is trouble with the key, and nothing that is sealed meanwhile may be the last copy of a seed.
-    pub async fn probe(&self, version: &Version) -> Result<(), Error> {
-        self.prove(version).await.map_err(|error| match error.class() {
+    pub async fn probe(&self, version: &Version, progress: Progress) -> Result<(), Error> {
+        self.prove(version, progress).await.map_err(|error| match error.class() {
             Class::CiphertextInvalid | Class::WrongVersion => {
                 Error::new(Class::KeyUnusable, format!("a probe failed: {}", error.detail()))
             }
@@ -108,16 +109,18 @@ impl Transit {
         })
     }
 
-    async fn prove(&self, version: &Version) -> Result<(), Error> {
+    async fn prove(&self, version: &Version, progress: Progress) -> Result<(), Error> {
         let mut seed = vec![0; 32];
         aws_lc_rs::rand::fill(&mut seed).map_err(|_| Error::new(Class::Internal, "no random bytes"))?;
         let seed = secret(seed);
         let aad = wire::base64(PROBE_AAD.as_bytes());
         let body = wire::encrypt_body(&seed, &aad, version.number);
         let call = BaoCall::own(Purpose::Encrypt, Method::Post, self.paths.encrypt.clone(), OWN_DEADLINE);
+        let call = BaoCall { progress: progress.clone(), ..call };
         let sealed = wire::encrypted(&self.ask(call.with_body(body)).await?.body, version.number)?;
         let body = wire::decrypt_body(&sealed, &aad)?;
         let call = BaoCall::own(Purpose::Decrypt, Method::Post, self.paths.decrypt.clone(), OWN_DEADLINE);
+        let call = BaoCall { progress, ..call };
         let opened = wire::decrypted(&self.ask(call.with_body(body)).await?.body)?;
         if opened.expose_secret() == seed.expose_secret() {
             Ok(())

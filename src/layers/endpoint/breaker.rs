@@ -142,8 +142,12 @@ impl Breakers {
 
     /// Whether a call that fails at this address has another one to go to that may be faster.
     pub(super) fn has_other(&self, than: usize) -> bool {
-        !self.shared.crawls.load(Ordering::Relaxed)
-            && self.state().iter().enumerate().any(|(at, address)| at != than && address.open.is_none())
+        !self.is_crawling() && self.state().iter().enumerate().any(|(at, address)| at != than && address.open.is_none())
+    }
+
+    /// Whether OpenBao is slow wherever it is asked, as far as is known.
+    pub(super) fn is_crawling(&self) -> bool {
+        self.shared.crawls.load(Ordering::Relaxed)
     }
 
     /// Why calls keep away from the first of the addresses that they keep away from.
@@ -154,7 +158,7 @@ impl Breakers {
     /// Whether OpenBao is slow at more than one address: two of them have let a call wait in vain, or one answers fast.
     pub(super) fn crawls(&self, crawls: bool) {
         // Rarely another one: reading is cheaper than writing.
-        if self.shared.crawls.load(Ordering::Relaxed) != crawls {
+        if self.is_crawling() != crawls {
             self.shared.crawls.store(crawls, Ordering::Relaxed);
         }
     }
