@@ -146,10 +146,11 @@ impl Session {
         let mut rounds = self.shared.round.subscribe();
         let mut waited = false;
         loop {
+            // Before the look for a token: one that comes in between is then there, or a change that is still to be seen.
+            let known = rounds.borrow_and_update().outcome(answers);
             if let Some(token) = self.token().filter(|token| token.generation > generation) {
                 return Ok(token);
             }
-            let known = rounds.borrow_and_update().outcome(answers);
             if let Some(error) = known {
                 if !waited {
                     self.shared.round.send_if_modified(Round::ask);

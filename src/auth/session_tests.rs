@@ -278,3 +278,42 @@ async fn closing_takes_a_second_at_most() {
 
 #[path = "waking_tests.rs"]
 mod waking;
+
+/// On threads of their own and at shifting moments, because what is looked for lies between two instructions: a token that
+/// comes between a waiter's look for one and its look at the round. Whoever missed it waited for the next change, which may
+/// be an hour away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_comes_while_a_call_looks_for_one_is_found() {
+    for shift in 0..30_000 {
+        let shared = Arc::new(Shared {
+            token: ArcSwapOption::empty(),
+            round: watch::Sender::new(Round { busy: true, ..Round::default() }),
+            rejected: watch::Sender::new(0),
+        });
+        let never = tower::service_fn(|_: BaoCall| std::future::pending::<Result<BaoReply, Error>>());
+        let session = Session {
+            shared: shared.clone(),
+            bao: BaoService::new(never),
+            pipeline: "p".into(),
+            look: Arc::default(),
+            task: Mutex::new(None),
+        };
+        let (ready, go) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (told, waits) = (ready.clone(), go.clone());
+        let login = tokio::task::spawn_blocking(move || {
+            told.store(true, Ordering::SeqCst);
+            while !waits.load(Ordering::SeqCst) {
+                std::hint::spin_loop();
+            }
+            (0..shift % 100).for_each(|_| std::hint::spin_loop());
+            shared.hold(Token { secret: "t".into(), generation: 1, since: Instant::now() }, None);
+        });
+        while !ready.load(Ordering::SeqCst) {
+            std::hint::spin_loop();
+        }
+        go.store(true, Ordering::SeqCst);
+        let token = tokio::time::timeout(Duration::from_secs(5), session.wait()).await;
+        assert_eq!(token.expect("it is there").expect("a token").generation, 1);
+        login.await.expect("no panic");
+    }
+}

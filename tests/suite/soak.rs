@@ -76,20 +76,17 @@ async fn fault(stage: &Stage, numbers: &mut Numbers) -> &'static str {
 }
 
 /// What a call that meets this fault may end with, in the program's words. What counts as an attempt ends a call by itself;
-/// what did no work is repeated until the call's time is up. A login that meets
-/// the fault leaves those who wait for it without a reason. A
+/// what did no work is repeated until the call's time is up. Only what never answers may leave a call without a reason. A
 /// delay is shorter than any call's time and a revocation is a login: neither may cost a call more than that.
 fn may_end_with(fault: &str) -> &'static [&'static str] {
     match fault {
-        "503" => &["deadline_exceeded", "deadline_exceeded because of no_leader"],
-        "429" => &["deadline_exceeded", "rate_limited", "deadline_exceeded because of rate_limited"],
-        "500" => &["deadline_exceeded", "server_error", "deadline_exceeded because of server_error"],
-        "reset" | "reset mid body" => {
-            &["deadline_exceeded", "connection_lost", "deadline_exceeded because of connection_lost"]
-        }
-        "malformed" => &["deadline_exceeded", "bad_reply", "deadline_exceeded because of bad_reply"],
+        "503" => &["deadline_exceeded because of no_leader"],
+        "429" => &["rate_limited", "deadline_exceeded because of rate_limited"],
+        "500" => &["server_error", "deadline_exceeded because of server_error"],
+        "reset" | "reset mid body" => &["connection_lost", "deadline_exceeded because of connection_lost"],
+        "malformed" => &["bad_reply", "deadline_exceeded because of bad_reply"],
         "hang" => &["deadline_exceeded", "deadline_exceeded because of timeout"],
-        "seal" => &["deadline_exceeded", "deadline_exceeded because of sealed"],
+        "seal" => &["deadline_exceeded because of sealed"],
         "delay" | "revocation" => &[],
         other => panic!("{other} is no fault of the schedule"),
     }
