@@ -62,13 +62,14 @@ impl Connection {
     /// One more of the `open` ones, under the rules as they are and as they will be.
     pub(super) fn new(
         stream: UnixStream,
-        mut rules: watch::Receiver<Rules>,
+        rules: watch::Receiver<Rules>,
         open: Arc<AtomicUsize>,
         metrics: Arc<PipelineMetrics>,
     ) -> Self {
         open.fetch_add(1, Ordering::Relaxed);
         metrics.connected();
-        let repair = Repair::new(rules.borrow_and_update().escaped_authority);
+        // Not marked as seen: what has changed since the caller was judged at the door is judged with its first byte.
+        let repair = Repair::new(rules.borrow().escaped_authority);
         let beginning = Beginning { bytes: BEGINNING, timer: Box::pin(tokio::time::sleep(BEGIN_WITHIN)) };
         Self { stream, repair, rules, open, metrics, beginning: Some(beginning), linger: None }
     }

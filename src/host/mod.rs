@@ -82,8 +82,8 @@ impl PluginHost {
     }
 
     /// Takes over another configuration: all of it or, when a running pipeline's identity would change, nothing of it.
-    /// Pipelines that did not change are not touched, but look at the files that they name. Nobody waits for calls in flight: what is replaced ends them beside
-    /// what replaces it.
+    /// Pipelines that did not change are not touched, but look at the files that they name. Nobody waits for calls in flight:
+    /// what is replaced ends them beside what replaces it.
     ///
     /// # Errors
     /// When a running pipeline's identity would change.

@@ -9,10 +9,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tower::Service;
 
+use super::testing::identity;
 use super::{Answer, Config, stack};
 use crate::error::{Class, Error};
 use crate::key::config::{HealthPolicy, Rotation};
-use crate::key::{Identity, KeyState, Metadata, View, identity, refresh};
+use crate::key::{KeyState, Metadata, View, refresh};
 use crate::request::{
     Context as CallContext, KmsService, Lot, Operation, Outcomes, Payload, Reply, Request, Response, Stage, secret,
 };
@@ -112,20 +113,11 @@ impl Hallway {
 }
 
 fn healthy() -> Arc<KeyState> {
-    let name = || "n".to_owned();
-    let config = identity::Config {
-        provider_name: name(),
-        cluster_id: name(),
-        openbao_id: name(),
-        transit_mount_id: name(),
-        key_lineage_id: name(),
-        fingerprint: String::new(),
-    };
     let metadata: Metadata = serde_json::from_value(serde_json::json!({
         "type": "aes256-gcm96", "latest_version": 1, "keys": { "1": 1_000 },
     }))
     .expect("metadata");
-    let view = View::at(&Identity::of(&config, ""), &metadata, 1_000_000, 120, None).expect("a view");
+    let view = View::at(&identity(), &metadata, 1_000_000, 120, None).expect("a view");
     let (refresh, _) = refresh::channel(Duration::from_secs(30));
     let key = KeyState::new(&HealthPolicy::default(), &Rotation::default(), refresh);
     key.publish(Arc::new(view));

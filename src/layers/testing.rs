@@ -9,8 +9,8 @@ use crate::key::Version;
 use crate::key::identity::{Config, Identity};
 use crate::request::{Bound, Context, Payload, Reply, secret};
 
-/// Version 1 of some key.
-pub(super) fn version() -> Arc<Version> {
+/// Whose key it is.
+pub(super) fn identity() -> Identity {
     let name = || "n".to_owned();
     let config = Config {
         provider_name: name(),
@@ -20,7 +20,12 @@ pub(super) fn version() -> Arc<Version> {
         key_lineage_id: name(),
         fingerprint: String::new(),
     };
-    Arc::new(Version::new(&Identity::of(&config, ""), 1, 1_000))
+    Identity::of(&config, "")
+}
+
+/// Version 1 of some key.
+pub(super) fn version() -> Arc<Version> {
+    Arc::new(Version::new(&identity(), 1, 1_000))
 }
 
 /// A Decrypt of this text, due after `within`.
