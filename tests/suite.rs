@@ -103,4 +103,6 @@ mod suite {
     mod transit;
     #[cfg(feature = "dev")]
     mod user;
+    #[cfg(feature = "dev")]
+    mod witness;
 }

@@ -2,7 +2,7 @@
 //! does not hide the mistakes in another.
 
 use std::collections::HashSet;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -23,7 +23,7 @@ const EVERYBODY: u32 = 0o007;
 /// Findings across fields. The document need not hold: a section that does not is left to the schema.
 pub(super) fn check(document: &Value, origins: &Origins) -> Vec<Finding> {
     let mut checks = Checks { origins, findings: Vec::new() };
-    let mut sockets = HashSet::new();
+    let (mut sockets, mut witnesses) = (HashSet::new(), HashSet::new());
     let pipelines = document.get("pipelines").and_then(Value::as_array);
     for (at, pipeline) in pipelines.into_iter().flatten().enumerate() {
         let base = format!("/pipelines/{at}");
@@ -41,6 +41,9 @@ pub(super) fn check(document: &Value, origins: &Origins) -> Vec<Finding> {
         }
         if let Some(health) = section::<key::config::HealthPolicy>(pipeline, "/health") {
             checks.not_zero(&format!("{base}/health/deepProbeInterval"), health.deep_probe_interval, "5m");
+        }
+        if let Some(witness) = section(pipeline, "/witness") {
+            checks.witness(&format!("{base}/witness/file"), witness, &mut witnesses);
         }
         if let Some(layers) = section(pipeline, "/layers") {
             checks.layers(&join(&base, "layers"), &layers);
@@ -101,7 +104,7 @@ impl Checks<'_> {
         }
     }
 
-    fn socket(&mut self, base: &str, socket: &front::Config, others: &mut HashSet<std::path::PathBuf>) {
+    fn socket(&mut self, base: &str, socket: &front::Config, others: &mut HashSet<PathBuf>) {
         let (pointer, path) = (join(base, "path"), &socket.path);
         let shown = path.display().to_string();
         if path.as_os_str().len() > MAX_SOCKET_PATH {
@@ -152,6 +155,15 @@ impl Checks<'_> {
             let help = "let activationDelay be at least twice metadataInterval, so that every node knows a version before it is used";
             let message = "is shorter than twice metadataInterval";
             self.find(&join(base, "activationDelay"), message, delay.to_string(), help);
+        }
+    }
+
+    fn witness(&mut self, pointer: &str, witness: host::witness::Config, others: &mut HashSet<PathBuf>) {
+        self.absolute(pointer, Some(&witness.file));
+        let shown = witness.file.display().to_string();
+        if !others.insert(witness.file) {
+            let help = "give each pipeline a file of its own, such as its name with .witness.json behind it";
+            self.find(pointer, "is the witness of another pipeline as well", shown, help);
         }
     }
 

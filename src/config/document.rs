@@ -112,6 +112,7 @@ fn full_values() -> Value {
             "layers": crate::layers::Config::default(),
             "rotation": crate::key::config::Rotation::default(),
             "health": crate::key::config::HealthPolicy::default(),
+            "witness": { "file": "/var/lib/openbao-kms/workload-a.witness.json" },
         }],
         "memory": crate::host::lock::Config::default(),
         "telemetry": {

@@ -77,4 +77,7 @@ pub struct Pipeline {
     /// What Status says when OpenBao is away.
     #[serde(default)]
     pub health: crate::key::config::HealthPolicy,
+    /// What a restart remembers of the key; nothing when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub witness: Option<crate::host::witness::Config>,
 }

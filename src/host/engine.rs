@@ -8,6 +8,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use super::keeper::Keeper;
+use super::witness::Witness;
 use crate::auth::Session;
 use crate::backend::transit::Transit;
 use crate::config::Pipeline as Config;
@@ -43,7 +44,12 @@ pub struct Engine {
 
 impl Engine {
     /// Builds and starts one. Nothing here waits for OpenBao, and nothing that can be mended at run time fails.
-    pub fn start(config: &Config, identity: Arc<Identity>, around: &Surroundings) -> (Self, KmsService) {
+    pub fn start(
+        config: &Config,
+        identity: Arc<Identity>,
+        fingerprint: String,
+        around: &Surroundings,
+    ) -> (Self, KmsService) {
         let crate::backend::Config::Transit(transit) = &config.backend;
         let pipe = Pipe::new(PipeOptions {
             tls: transit.tls.clone(),
@@ -64,6 +70,8 @@ impl Engine {
         let bao = layers::bao_stack(session.clone(), BaoService::new(endpoint.clone()));
         let transit = Transit::new(transit, bao);
         let kms = layers::stack(&config.layers, around.key.clone(), transit.clone(), around.metrics.clone());
+        let witness =
+            Witness::new(config.witness.as_ref(), fingerprint, around.pipeline.clone(), around.metrics.clone());
         let keeper = Keeper {
             pipeline: around.pipeline.clone(),
             key: around.key.clone(),
@@ -75,6 +83,7 @@ impl Engine {
             health: config.health.clone(),
             requests: around.requests.clone(),
             findings: around.findings.clone(),
+            witness,
         };
         (Self { session, keeper: tokio::spawn(keeper.keep()) }, kms)
     }

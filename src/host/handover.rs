@@ -35,7 +35,7 @@ pub enum HandOverError {
     /// Only we know that the key is not what it was.
     #[error(
         "pipeline {pipeline}: its key is older than what this process has seen of it (key_rolled_back), and nobody else would \
-         notice; restore the newest backup of the key, or restart the service if what was lost is accepted"
+         notice; restore the newest backup of the key, or, if what was lost is accepted, remove its witness.file and restart the service"
     )]
     RolledBack {
         /// The pipeline's label.

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use super::witness::Witness;
 use crate::auth::Session;
 use crate::backend::transit::{Look, Transit};
 use crate::error::{Bearing, Class, Error};
@@ -53,6 +54,8 @@ pub struct Keeper {
     pub requests: Arc<Mutex<RefreshRequests>>,
     /// What is remarkable about the key, for logs and readiness.
     pub findings: Arc<ArcSwap<Vec<Finding>>>,
+    /// What the next process should know of the key.
+    pub witness: Witness,
 }
 
 /// What the keeper remembers between two rounds.
@@ -110,6 +113,7 @@ impl Keeper {
     async fn run(self: Arc<Self>) {
         let mut requests = self.requests.lock().await;
         requests.set_interval(self.rotation.metadata_interval.get());
+        self.witness.recall(&self.key).await;
         let mut memory = Memory::new(Instant::now());
         loop {
             match self.wait(&mut memory, &mut requests).await {
@@ -125,6 +129,7 @@ impl Keeper {
                 }
             }
             self.tell(&mut memory);
+            self.witness.keep(&self.key).await;
         }
     }
 
@@ -172,8 +177,18 @@ impl Keeper {
         if self.findings.load().iter().any(|finding| finding.severity == Severity::Blocking) {
             return Err(Error::new(Class::KeyUnusable, "the findings name the property"));
         }
-        if self.is_behind(memory, &metadata, endpoint, heard)? {
-            return Ok(Shown::Nothing);
+        match self.is_behind(memory, &metadata, endpoint, heard) {
+            Ok(false) => {}
+            Ok(true) => return Ok(Shown::Nothing),
+            Err(error) => {
+                if self.key.peek().is_none() {
+                    // What is left can be opened. That nothing may be sealed has to be known before anybody goes on.
+                    self.key.failed(error.class(), heard);
+                    memory.metadata = Some(metadata);
+                    self.renew_view(memory);
+                }
+                return Err(error);
+            }
         }
         memory.metadata = Some(metadata);
         self.renew_view(memory);
@@ -195,11 +210,8 @@ impl Keeper {
         endpoint: Option<usize>,
         now: Instant,
     ) -> Result<bool, Error> {
-        let loss = match self.key.peek() {
-            Some(view) => view.lost_in(metadata),
-            None => self.key.remembered().and_then(|seen| seen.lost_in(metadata)),
-        };
-        let Some(loss) = loss else {
+        let remembered = self.key.remembered().and_then(|seen| seen.lost_in(metadata));
+        let Some(loss) = remembered.or_else(|| self.key.peek()?.lost_in(metadata)) else {
             memory.behind = None;
             return Ok(false);
         };
@@ -219,13 +231,14 @@ impl Keeper {
         };
         let delay = self.rotation.activation_delay.get().as_secs();
         let previous = self.key.peek();
-        match View::at(&self.identity, metadata, now, delay, previous.as_deref()) {
+        let view = View::at(&self.identity, metadata, now, delay, previous.as_deref());
+        let view = view.map(|view| match self.key.remembered() {
+            Some(seen) => view.no_lower_than(seen.active.0),
+            None => view,
+        });
+        match view {
             Ok(view) if previous.as_deref() == Some(&view) => {}
             Ok(view) => {
-                let view = match (&previous, self.key.remembered()) {
-                    (None, Some(seen)) => view.no_lower_than(seen.active.0),
-                    _ => view,
-                };
                 tracing::info!(
                     event = events::VIEW_CHANGED,
                     pipeline = &*self.pipeline,

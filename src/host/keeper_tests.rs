@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::auth::{Attempt, Method};
-use crate::key::refresh;
+use crate::key::{Seen, refresh};
 use crate::request::{BaoCall, BaoReply, BaoService, Exchange, Purpose};
 use crate::telemetry::metrics::PipelineMetrics;
 
@@ -25,6 +25,7 @@ const WELL: u8 = 0;
 const PANICS_ONCE: u8 = 1;
 const OPENS_NOTHING: u8 = 2;
 const OPENS_ANOTHER: u8 = 3;
+const HAS_TWO_VERSIONS: u8 = 4;
 
 /// Transit with one key whose ciphertext is the plaintext under a prefix.
 fn transit(mood: Arc<AtomicU8>) -> BaoService {
@@ -33,17 +34,24 @@ fn transit(mood: Arc<AtomicU8>) -> BaoService {
         let mood = mood.load(Ordering::SeqCst);
         let asked: Value =
             call.body.map_or(Value::Null, |body| serde_json::from_slice(body.expose_secret()).expect("JSON"));
+        let (latest, keys) = match mood {
+            HAS_TWO_VERSIONS => (2, json!({ "1": 1_000, "2": 2_000 })),
+            _ => (1, json!({ "1": 1_000 })),
+        };
         let data = match call.purpose {
             Purpose::Metadata => json!({
-                "type": "aes256-gcm96", "latest_version": 1, "keys": { "1": 1_000 },
+                "type": "aes256-gcm96", "latest_version": latest, "keys": keys,
                 "supports_encryption": true, "supports_decryption": true,
             }),
             Purpose::KeysConfig => json!({ "disable_upsert": true }),
             Purpose::Encrypt => {
                 let plaintext = asked["plaintext"].as_str().expect("a plaintext");
-                json!({ "ciphertext": format!("vault:v1:{plaintext}"), "key_version": 1 })
+                json!({ "ciphertext": format!("vault:v{0}:{plaintext}", asked["key_version"]), "key_version": asked["key_version"] })
             }
-            _ => json!({ "plaintext": asked["ciphertext"].as_str().expect("a text").trim_start_matches("vault:v1:") }),
+            _ => {
+                let plaintext = asked["ciphertext"].as_str().and_then(|text| text.rsplit(':').next());
+                json!({ "plaintext": plaintext.expect("a text") })
+            }
         };
         let (status, body) = match (call.purpose, mood) {
             (Purpose::Decrypt, OPENS_NOTHING) => (400, json!({ "errors": ["cipher: message authentication failed"] })),
@@ -85,6 +93,7 @@ fn keeper(bao: BaoService) -> Keeper {
         health,
         requests: Arc::new(Mutex::new(requests)),
         findings: Arc::default(),
+        witness: Witness::new(None, String::new(), "p".into(), PipelineMetrics::new()),
     }
 }
 
@@ -132,6 +141,48 @@ async fn a_key_that_does_not_open_what_it_seals_stops_writes_at_once() {
         assert_eq!(key.status(Instant::now()).healthz, "ok");
         keeping.abort();
     }
+}
+
+/// A process that starts knows of its key what the one before has seen: what is left is opened, nothing is sealed, until the
+/// key is back.
+#[tokio::test(start_paused = true)]
+async fn a_start_after_a_rollback_opens_what_is_left_and_seals_nothing() {
+    let mood = Arc::new(AtomicU8::new(WELL));
+    let keeper = keeper(transit(mood.clone()));
+    let key = keeper.key.clone();
+    let second = Seen { active: (2, 2_000), latest: (2, 2_000) };
+    key.remember(second);
+    let keeping = tokio::spawn(keeper.keep());
+    tokio::time::sleep(LAG - LAST_PAUSE).await;
+    assert_eq!((key.status(Instant::now()).healthz, key.peek()), ("starting", None), "a standby may lag");
+    tokio::time::sleep(LAST_PAUSE * 3).await;
+    for _ in 0..3 {
+        let status = key.status(Instant::now());
+        assert_eq!((status.healthz, status.key_id), (Class::KeyRolledBack.name(), None));
+        assert_eq!(key.seals_nothing(), Some(Class::KeyRolledBack));
+        assert_eq!(key.peek().expect("a view to open with").latest(), 1);
+        tokio::time::sleep(LAST_PAUSE * 3).await;
+    }
+    mood.store(HAS_TWO_VERSIONS, Ordering::SeqCst);
+    tokio::time::sleep(LAST_PAUSE * 2).await;
+    assert_eq!((key.status(Instant::now()).healthz, key.seals_nothing()), ("ok", None));
+    assert_eq!(key.peek().expect("a view").seen(), second);
+    keeping.abort();
+}
+
+/// That a version was made at another time needs no second look.
+#[tokio::test(start_paused = true)]
+async fn a_start_with_a_key_that_was_made_anew_seals_nothing_from_the_first_look_on() {
+    let keeper = keeper(transit(Arc::new(AtomicU8::new(WELL))));
+    let key = keeper.key.clone();
+    key.remember(Seen { active: (1, 999), latest: (1, 999) });
+    let keeping = tokio::spawn(keeper.keep());
+    // Whoever waits for the first view already knows that it is none to seal with.
+    key.announced().await;
+    assert_eq!(key.seals_nothing(), Some(Class::KeyRolledBack));
+    tokio::time::sleep(LAG * 3).await;
+    assert_eq!(key.status(Instant::now()).healthz, Class::KeyRolledBack.name());
+    keeping.abort();
 }
 
 #[test]

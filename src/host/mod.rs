@@ -14,6 +14,7 @@ pub mod run;
 mod switch;
 mod systemd;
 mod watch;
+pub mod witness;
 
 use std::sync::Arc;
 

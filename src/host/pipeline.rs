@@ -16,14 +16,11 @@ use crate::config::Pipeline as Config;
 use crate::error::{Bearing, Class};
 use crate::front::handover::Given;
 use crate::front::{self, Bounds, Door, Inherited, Rules};
-use crate::key::{Finding, Identity, KeyState, Outage, Pins, refresh};
+use crate::key::{Finding, Identity, KeyState, Outage, Pins, refresh, same_key};
 use crate::request::KmsService;
 use crate::telemetry::events;
 use crate::telemetry::metrics::PipelineMetrics;
 use crate::telemetry::observed::Observed;
-
-/// The part of a fingerprint that does not say which key it is.
-const DELAY: &str = "rotation.activationDelay";
 
 /// A running pipeline.
 pub struct Pipeline {
@@ -96,8 +93,7 @@ impl Pipeline {
         };
         if let Some(known) = inherited.known(&config.name) {
             // Of another key it says nothing.
-            let changed = pins(&config, &identity).differs_from(&known.fingerprint);
-            if changed.is_none_or(|changed| changed == [DELAY]) {
+            if same_key(&pins(&config, &identity).fingerprint(), &known.fingerprint) {
                 around.key.remember(known.seen);
             }
         }
@@ -298,7 +294,8 @@ fn start_engine(config: &Config, identity: &Arc<Identity>, around: &Surroundings
         switch.close(Class::FingerprintMismatch);
         return None;
     }
-    let (engine, kms) = Engine::start(config, identity.clone(), around);
+    let fingerprint = pins(config, identity).fingerprint();
+    let (engine, kms) = Engine::start(config, identity.clone(), fingerprint, around);
     Some(Running { engine, calls: switch.lead_to(kms) })
 }
 

@@ -75,6 +75,21 @@ pub struct NamespaceError;
 const FINGERPRINT_PREFIX: &str = "obf1.";
 const MARK_BYTES: usize = 2;
 
+/// What a fingerprint covers, as key paths below the pipeline, in the order of its marks.
+const COVERED: [&str; 9] = [
+    "identity.providerName",
+    "identity.clusterId",
+    "identity.openbaoId",
+    "backend.transit.namespace",
+    "identity.transitMountId",
+    "identity.keyLineageId",
+    "backend.transit.mount",
+    "backend.transit.key",
+    DELAY,
+];
+/// The part of it that does not say which key it is.
+const DELAY: &str = "rotation.activationDelay";
+
 // === impl Identity ===
 
 impl Identity {
@@ -115,18 +130,18 @@ pub fn is_name(text: &str) -> bool {
 // === impl Pins ===
 
 impl Pins<'_> {
-    fn values(&self) -> [(&'static str, String); 9] {
+    fn values(&self) -> [String; COVERED.len()] {
         let identity = self.identity;
         [
-            ("identity.providerName", identity.provider_name.clone()),
-            ("identity.clusterId", identity.cluster_id.clone()),
-            ("identity.openbaoId", identity.openbao_id.clone()),
-            ("backend.transit.namespace", identity.namespace.clone().unwrap_or_default()),
-            ("identity.transitMountId", identity.transit_mount_id.clone()),
-            ("identity.keyLineageId", identity.key_lineage_id.clone()),
-            ("backend.transit.mount", self.mount.to_owned()),
-            ("backend.transit.key", self.key.to_owned()),
-            ("rotation.activationDelay", self.activation_delay_ms.to_string()),
+            identity.provider_name.clone(),
+            identity.cluster_id.clone(),
+            identity.openbao_id.clone(),
+            identity.namespace.clone().unwrap_or_default(),
+            identity.transit_mount_id.clone(),
+            identity.key_lineage_id.clone(),
+            self.mount.to_owned(),
+            self.key.to_owned(),
+            self.activation_delay_ms.to_string(),
         ]
     }
 
@@ -137,7 +152,7 @@ impl Pins<'_> {
         let values = self.values();
         let mut whole = Vec::new();
         let mut marks = Vec::with_capacity(values.len() * MARK_BYTES);
-        for (name, value) in &values {
+        for (name, value) in COVERED.iter().zip(&values) {
             whole.extend_from_slice(name.as_bytes());
             whole.push(0);
             whole.extend_from_slice(value.as_bytes());
@@ -151,28 +166,31 @@ impl Pins<'_> {
     /// `None` when the pinned fingerprint is ours; otherwise the key paths whose values changed, as far as the marks tell
     /// (none, when the pin is not a fingerprint at all).
     pub fn differs_from(&self, pinned: &str) -> Option<Vec<&'static str>> {
-        use base64::Engine;
-        use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-        let ours = self.fingerprint();
-        if ours == pinned {
-            return None;
-        }
-        let marks = |text: &str| {
-            let middle = text.strip_prefix(FINGERPRINT_PREFIX)?.split('.').next()?;
-            URL_SAFE_NO_PAD.decode(middle).ok()
-        };
-        let (Some(ours), Some(pinned)) = (marks(&ours), marks(pinned)) else {
-            return Some(Vec::new());
-        };
-        let changed = self
-            .values()
-            .iter()
-            .zip(ours.chunks(MARK_BYTES).zip(pinned.chunks(MARK_BYTES)))
-            .filter(|(_, (ours, pinned))| ours != pinned)
-            .map(|((name, _), _)| *name)
-            .collect();
-        Some(changed)
+        changed(&self.fingerprint(), pinned)
     }
+}
+
+/// Whether two fingerprints are of the same key: at which moment a version becomes active may differ.
+pub fn same_key(one: &str, other: &str) -> bool {
+    changed(one, other).is_none_or(|changed| changed == [DELAY])
+}
+
+/// What differs between two fingerprints; see [`Pins::differs_from`].
+fn changed(one: &str, other: &str) -> Option<Vec<&'static str>> {
+    use base64::Engine;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    if one == other {
+        return None;
+    }
+    let marks = |text: &str| {
+        let middle = text.strip_prefix(FINGERPRINT_PREFIX)?.split('.').next()?;
+        URL_SAFE_NO_PAD.decode(middle).ok()
+    };
+    let (Some(one), Some(other)) = (marks(one), marks(other)) else {
+        return Some(Vec::new());
+    };
+    let pairs = one.chunks(MARK_BYTES).zip(other.chunks(MARK_BYTES));
+    Some(COVERED.iter().zip(pairs).filter(|(_, (one, other))| one != other).map(|(name, _)| *name).collect())
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub use check::Refusal;
 pub use clock::BaoClock;
 pub use findings::{Finding, Severity};
 pub use id::KeyId;
-pub use identity::{Identity, Pins};
+pub use identity::{Identity, Pins, same_key};
 pub use metadata::Metadata;
 pub use refresh::{Due, Refresh, RefreshRequests, Why};
 pub use seen::Seen;

@@ -33,10 +33,11 @@ async fn bind(key: &KeyState, request: Request) -> Result<Bound, Error> {
     context.progress.enter(Stage::View);
     match operation {
         Operation::Encrypt { plaintext } => {
+            let version = key.announced().await.active().clone();
+            // After the wait: the first view may be one to open with alone.
             if let Some(class) = key.seals_nothing() {
                 return Err(class.into());
             }
-            let version = key.announced().await.active().clone();
             Ok(Bound { payload: Payload::Encrypt(plaintext), version, context })
         }
         Operation::Decrypt { ciphertext, key_id, annotations } => {

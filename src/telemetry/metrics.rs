@@ -68,6 +68,7 @@ pub struct PipelineMetrics {
     pub(super) panics: Counter,
     pub(super) token_expiry_unix: Gauge<f64, AtomicU64>,
     pub(super) credential_expiry_unix: Gauge<f64, AtomicU64>,
+    pub(super) witness_trouble: Gauge,
     pub(super) peers_refused: Counter,
     pub(super) peers_silent: Counter,
     pub(crate) breakers: Family<EndpointLabel, Gauge>,
@@ -113,6 +114,7 @@ impl Default for PipelineMetrics {
             panics: Counter::default(),
             token_expiry_unix: Gauge::default(),
             credential_expiry_unix: Gauge::default(),
+            witness_trouble: Gauge::default(),
             peers_refused: Counter::default(),
             peers_silent: Counter::default(),
             breakers: Family::default(),
@@ -172,6 +174,11 @@ impl PipelineMetrics {
             "credential_expiry_timestamp_seconds",
             "When the login credential ends; 0: it does not say.",
             self.credential_expiry_unix.clone(),
+        );
+        registry.register(
+            "witness_trouble",
+            "1 while `witness.file` cannot be read or written: a restart would not notice a key that was rolled back.",
+            self.witness_trouble.clone(),
         );
         registry.register("peers_refused", "Connections from users that are not allowed.", self.peers_refused.clone());
         registry.register(
@@ -297,6 +304,16 @@ impl PipelineMetrics {
     /// What that gauge shows.
     pub fn credential_expiry(&self) -> f64 {
         self.credential_expiry_unix.get()
+    }
+
+    /// Whether what is known of the key cannot be kept for a restart.
+    pub fn set_witness_trouble(&self, trouble: bool) {
+        self.witness_trouble.set(i64::from(trouble));
+    }
+
+    /// What that gauge shows.
+    pub fn witness_trouble(&self) -> i64 {
+        self.witness_trouble.get()
     }
 
     /// A connection came from a user that is not allowed.

@@ -1,4 +1,4 @@
-//! An OpenBao that goes back to an older snapshot of its raft while we run. The Transit key lacks the version that was last
+//! An OpenBao that goes back to an older snapshot of its raft, while we run and while nobody does. The Transit key lacks the version that was last
 //! written with, and so do all tokens of ours that are younger: neither may be taken for a standby that lags for ever.
 
 use std::time::{Duration, Instant};
@@ -60,7 +60,7 @@ async fn a_key_restored_from_an_older_snapshot_is_key_rolled_back_until_a_newer_
     let mut setup = Setup::new(folder.path(), &bao, Login::Jwt);
     // While a snapshot is put in place OpenBao is away for a moment, which is not what this is about.
     setup.pipeline()["health"]["tolerance"] = json!("3m");
-    let provider = setup.start();
+    let mut provider = setup.start();
     let id = provider.id();
     let first = provider.status("ok").await;
     let client = provider.connect().await;
@@ -109,4 +109,17 @@ async fn a_key_restored_from_an_older_snapshot_is_key_rolled_back_until_a_newer_
     assert_eq!(provider.id(), id, "nobody restarted it");
     let logins = provider.logins().await;
     assert!((2.0..=LOGINS).contains(&logins), "{logins} logins");
+
+    // The same while nobody runs: the next process knows of it by the witness.
+    assert!(provider.stop().success());
+    restore(&bao, &older, 1).await;
+    provider.start();
+    assert_eq!(provider.status("key_rolled_back").await, "", "noticed before anything is sealed");
+    let client = provider.connect().await;
+    assert_eq!(open(&client, &old).await.expect("what opens is opened"), vec![1; 32]);
+    let refused = client.encrypt(vec![5; 32], "no").await.err().expect("nothing is sealed");
+    assert!(refused.to_string().contains("key_rolled_back"), "{refused}");
+    restore(&bao, &newer, 2).await;
+    assert_eq!(provider.recovers(Instant::now()).await, second);
+    assert_eq!(open(&client, &after).await.expect("Decrypt"), vec![4; 32]);
 }

@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use bao_kms_provider::dev::server::Fault;
 use bao_kms_provider::front::client::Client;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 
 use super::handover::Service;
 use super::inherit;
 use super::load::{Load, round};
-use super::support::{PATIENCE, Program, Stage, eventually, status_until};
+use super::support::{KEY, PATIENCE, Program, Stage, eventually, status_until};
 
 /// A disk of 64 KiB and 32 inodes; gone when dropped.
 struct Disk(PathBuf);
@@ -173,6 +174,42 @@ async fn a_socket_that_is_passed_on_is_served_whatever_the_disk_has_room_for() {
     let client = connect(&path).await;
     status_until(&client, "ok", |status| status.healthz == "ok").await;
     round(&client, &[7; 32]).await.expect("served by the next");
+}
+
+/// The one file that the program writes beside its socket and its lock.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_under_the_witness_stops_nothing() {
+    let stage = Stage::set().await;
+    let Some(disk) = Disk::mount(&stage, "state") else { return };
+    let witness = disk.path("a.witness.json");
+    let _program = stage.serve(&stage.config(&format!("    witness: {{ file: {} }}", witness.display())));
+    let client = stage.client().await;
+    let first = status_until(&client, "ok", |status| status.healthz == "ok").await;
+    eventually("it is kept", PATIENCE, || async {
+        std::fs::read(&witness).map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+    let before = std::fs::read(&witness).expect("a witness");
+    disk.fill();
+    let load = Load::start(&client, 2);
+    assert!(stage.bao().call("POST", &format!("{KEY}/rotate"), &json!({})).await.expect("asked").is_ok());
+    status_until(&client, "rotated", |status| status.healthz == "ok" && status.key_id != first.key_id).await;
+    let trouble = "bao_kms_witness_trouble{pipeline=\"a\"}";
+    let shows = async |wanted: u64| {
+        eventually("the metric", PATIENCE, || async {
+            match stage.metric(trouble).await {
+                now if now == wanted => Ok(()),
+                now => Err(now.to_string()),
+            }
+        })
+        .await;
+    };
+    shows(1).await;
+    assert_eq!(std::fs::read(&witness).expect("a witness"), before, "the old one is whole");
+    disk.empty();
+    shows(0).await;
+    load.end().await.assert_clean(20, "with the disk as it is");
+    assert_ne!(std::fs::read(&witness).expect("a witness"), before);
 }
 
 /// stderr to a file on a full disk: nobody can read it, and nobody waits for it.

@@ -58,6 +58,8 @@ fn every_mistake_is_said_once_with_place_and_help() {
             "https",
         ),
         (with("/var/lib/openbao-kms/identity.jwt", "identity.jwt"), "jwt.file: is a relative path", "absolute path"),
+        (pipeline("witness: { file: a.json }"), "witness.file: is a relative path", "absolute path"),
+        (pipeline("witness: {}"), "witness.file: is missing", ""),
         (with("https://bao.example:8200", "https://bao.example:99999"), "endpoints[0]: has a port", "1 to 65535"),
         (
             with("mount: transit", "mount: transit\n        redirectHosts: [ \"bao-1:8200\", \"bao-2:0\" ]"),
@@ -234,16 +236,20 @@ fn a_misspelt_partner_makes_no_second_finding() {
 }
 
 #[test]
-fn pipelines_do_not_share_a_name_or_a_socket() {
+fn pipelines_do_not_share_a_name_a_socket_or_a_witness() {
     let two = std::fs::read_to_string(example("two-pipelines.yaml")).expect("the example");
     let found = findings(&two.replace("name: workload-b", "name: workload-a"));
     assert_eq!(found.len(), 1, "{found:#?}");
-    assert_eq!((found[0].path.as_str(), found[0].line), ("pipelines[workload-a].name", 20), "{}", found[0]);
+    assert_eq!((found[0].path.as_str(), found[0].line), ("pipelines[workload-a].name", 21), "{}", found[0]);
     assert!(found[0].message.contains("stands twice"), "{}", found[0]);
     let found = findings(&two.replace("workload-b.sock", "workload-a.sock"));
     assert_eq!(found.len(), 1, "{found:#?}");
-    assert_eq!((found[0].path.as_str(), found[0].line), ("pipelines[workload-b].socket.path", 21));
+    assert_eq!((found[0].path.as_str(), found[0].line), ("pipelines[workload-b].socket.path", 22));
     assert!(found[0].message.contains("socket of another pipeline"), "{}", found[0]);
+    let found = findings(&two.replace("workload-b.witness", "workload-a.witness"));
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!((found[0].path.as_str(), found[0].line), ("pipelines[workload-b].witness.file", 37));
+    assert!(found[0].message.contains("witness of another pipeline"), "{}", found[0]);
 }
 
 #[test]

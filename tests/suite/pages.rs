@@ -64,6 +64,11 @@ const ALERTS: &[(&str, &str, &str)] = &[
         "bao_kms_config_refused == 1",
         "The configuration on disk was refused. What ran goes on; a restart would run something else or nothing. `/readyz` says why.",
     ),
+    (
+        "BaoKmsWitness",
+        "bao_kms_witness_trouble == 1",
+        "`witness.file` cannot be kept: a restart would not notice a key that was rolled back. The log says why.",
+    ),
     ("BaoKmsPanic", "increase(bao_kms_panics_total[1h]) > 0", "A defect of this program. Please report it."),
 ];
 

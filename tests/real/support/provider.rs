@@ -85,6 +85,7 @@ impl Setup {
                 }},
                 "rotation": { "activationDelay": "2s", "metadataInterval": "1s" },
                 "health": { "tolerance": "1s" },
+                "witness": { "file": folder.join("witness.json") },
             }],
             "admin": { "listen": admin },
         });
