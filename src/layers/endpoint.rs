@@ -101,7 +101,7 @@ impl Endpoint {
     async fn probe(&self, at: usize, within: Duration) -> Result<(), Error> {
         let call = BaoCall { namespaced: false, ..BaoCall::own(Purpose::Health, Method::Get, "sys/health", within) };
         let call = call.with_credential(Credential::Anonymous);
-        let origin = self.shared.origins[at].clone();
+        let (origin, began) = (self.shared.origins[at].clone(), Instant::now());
         let answer = self.send(Exchange { origin, endpoint: Some(at), call }).await;
         let answer = answer.and_then(|reply| health(&reply));
         match &answer {
@@ -111,7 +111,7 @@ impl Endpoint {
             }
             // A file of ours that cannot be read says nothing about an address.
             Err(error) if error.class().fault() != Fault::OpenBao => {}
-            Err(error) => self.shared.breakers.failed(at, error.class(), Instant::now()),
+            Err(error) => self.shared.breakers.probe_failed(at, error.class(), began, Instant::now()),
         }
         answer
     }
@@ -178,7 +178,7 @@ impl Endpoint {
             if took < SLOW && matches!(purpose, Purpose::Encrypt | Purpose::Decrypt | Purpose::Metadata) {
                 breakers.crawls(false);
             }
-            return breakers.answered(at);
+            return breakers.answered(at, Instant::now());
         };
         // A shorter wait than this says that the caller was in a hurry.
         let waited = class == Class::Timeout && took >= SLOW / 2;

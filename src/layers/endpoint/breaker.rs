@@ -44,6 +44,8 @@ struct Shared {
 struct Address {
     /// When it last failed, if nothing was answered there since: for a while it comes last.
     failed: Option<Instant>,
+    /// When a call was last answered there.
+    answered: Option<Instant>,
     in_row: u32,
     /// The pause that the next failure leads to; only an answered call makes it short again.
     pause: Duration,
@@ -85,6 +87,15 @@ pub(super) struct Trial {
     since: Instant,
 }
 
+// === impl Address ===
+
+impl Address {
+    /// One that serves, as far as is known.
+    fn serving(failed: Option<Instant>, answered: Option<Instant>) -> Self {
+        Self { failed, answered, in_row: 0, pause: FIRST_PAUSE, open: None }
+    }
+}
+
 // === impl Open ===
 
 impl Open {
@@ -102,8 +113,7 @@ impl Open {
 
 impl Breakers {
     pub(super) fn new(addresses: usize, metrics: Arc<PipelineMetrics>) -> Self {
-        let fresh = Address { failed: None, in_row: 0, pause: FIRST_PAUSE, open: None };
-        let state = Mutex::new(vec![fresh; addresses]);
+        let state = Mutex::new(vec![Address::serving(None, None); addresses]);
         let (changed, crawls, gauges) = (Notify::new(), AtomicBool::new(false), metrics.breakers(addresses));
         Self { shared: Arc::new(Shared { state, changed, crawls, gauges }) }
     }
@@ -173,8 +183,8 @@ impl Breakers {
     }
 
     /// A call was answered there.
-    pub(super) fn answered(&self, at: usize) {
-        self.change(at, |address| *address = Address { failed: None, in_row: 0, pause: FIRST_PAUSE, open: None });
+    pub(super) fn answered(&self, at: usize, now: Instant) {
+        self.change(at, |address| *address = Address::serving(None, Some(now)));
     }
 
     /// A probe was answered there. Where others serve, calls may go again, and the next failure is not forgiven sooner than the
@@ -191,7 +201,14 @@ impl Breakers {
 
     /// The node there serves and does not know the newest key version yet: for a while others come first.
     pub(super) fn lags(&self, at: usize, now: Instant) {
-        self.change(at, |address| *address = Address { failed: Some(now), in_row: 0, pause: FIRST_PAUSE, open: None });
+        self.change(at, |address| *address = Address::serving(Some(now), Some(now)));
+    }
+
+    /// A probe that began then failed there. Where a call was answered since, it is the older news.
+    pub(super) fn probe_failed(&self, at: usize, class: Class, began: Instant, now: Instant) {
+        if self.state().get(at).is_some_and(|address| address.answered.is_none_or(|answered| answered <= began)) {
+            self.failed(at, class, now);
+        }
     }
 
     /// A call or a probe failed there.

@@ -29,7 +29,7 @@ async fn the_file_decides_until_an_address_fails_and_again_when_it_answers() {
     assert_eq!(asked(&pick(&breakers, now)), Some(2), "a doubtful failure moves an address to the end");
     breakers.failed(2, Class::Sealed, now);
     assert_eq!(asked(&pick(&breakers, now)), Some(1), "and does not open its breaker");
-    breakers.answered(1);
+    breakers.answered(1, now);
     assert!(breakers.probe_due(now).is_none(), "the pause is not over");
     let (at, trial) = breakers.probe_due(now + LATER).expect("the first open address");
     assert_eq!(at, 0);
@@ -68,7 +68,7 @@ async fn pauses_grow_and_an_answer_makes_them_short_again() {
         breakers.failed(0, Class::Unreachable, now);
     }
     assert!(longest > FIRST_PAUSE * 3 && longest <= LAST_PAUSE * 3 / 2, "{longest:?}");
-    breakers.answered(0);
+    breakers.answered(0, now);
     breakers.failed(0, Class::Unreachable, now);
     let Pick::Wait { until, .. } = pick(&breakers, now) else { panic!("must wait") };
     assert!(until - now <= FIRST_PAUSE * 3 / 2);
@@ -91,7 +91,7 @@ async fn doubtful_failures_open_after_three_in_a_row() {
         breakers.failed(0, Class::RateLimited, now);
         assert!(asked(&pick(&breakers, now)).is_some());
     }
-    breakers.answered(0);
+    breakers.answered(0, now);
     for _ in 0..3 {
         breakers.failed(0, Class::RateLimited, now);
     }
@@ -104,7 +104,7 @@ async fn who_waits_goes_on_when_the_trial_is_over() {
     breakers.failed(0, Class::Sealed, now);
     let trial = pick(&breakers, now + LATER);
     let changed = breakers.changed();
-    breakers.answered(0);
+    breakers.answered(0, now);
     tokio::time::timeout(LATER, changed).await.expect("woken");
     assert_eq!(asked(&pick(&breakers, now)), Some(0));
     drop(trial);
@@ -143,7 +143,7 @@ async fn while_nobody_serves_a_good_probe_lets_one_call_go_and_not_all() {
     let first = pick(&breakers, now);
     assert_eq!(asked(&first), Some(1));
     assert!(asked(&pick(&breakers, now)).is_none(), "a standby that knows no leader answers probes too");
-    breakers.answered(1);
+    breakers.answered(1, now);
     assert_eq!((asked(&pick(&breakers, now)), asked(&pick(&breakers, now))), (Some(1), Some(1)));
     breakers.probed(0, now);
     assert_eq!(asked(&pick(&breakers, now)), Some(0), "where one serves, a good probe is enough");
@@ -156,4 +156,15 @@ async fn a_redirect_does_not_lead_to_an_address_that_failed_a_moment_ago() {
     breakers.failed(1, Class::Unreachable, now);
     assert!(breakers.may_follow(1, now).is_none());
     assert!(matches!(breakers.may_follow(1, now + LATER), Some(Some(_))), "its pause is over");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_fails_late_says_nothing_of_an_address_that_has_answered_since() {
+    let (breakers, began) = (breakers(1), Instant::now());
+    let (answered, late) = (began + ALONE / 2, began + ALONE);
+    breakers.answered(0, answered);
+    breakers.probe_failed(0, Class::Unreachable, began, late);
+    assert_eq!(asked(&pick(&breakers, late)), Some(0), "it began before the answer");
+    breakers.probe_failed(0, Class::Unreachable, answered, late);
+    assert!(matches!(pick(&breakers, late), Pick::Wait { class: Class::Unreachable, .. }), "it began after it");
 }
