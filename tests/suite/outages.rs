@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinSet;
+
 use super::load::Load;
 use super::support::{Stage, status_until};
 
@@ -27,4 +29,66 @@ async fn an_openbao_that_comes_back_is_not_met_by_everybody_at_once() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     load.end().await.assert_clean(16, "a deadline of 5 s spans an outage of 2.4 s");
+}
+
+/// Between two calls of those who do not wait for one another.
+const APART: Duration = Duration::from_millis(10);
+/// How many of them there are, and those among them that come while OpenBao is sealed.
+const ARRIVALS: usize = 600;
+const SEALED: std::ops::Range<usize> = 200..440;
+/// In which the rate is measured.
+const WINDOW: Duration = Duration::from_millis(200);
+/// What the rate may be above twice the steady one: the window is short.
+const UNSTEADY: usize = 10;
+
+/// As when an API server fills its caches: whatever has piled up goes in few requests.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_come_all_the_same_while_openbao_is_away_meet_it_at_no_higher_rate_than_before() {
+    let stage = Stage::set().await;
+    let _program = stage.serve(&stage.config(""));
+    let client = stage.client().await.with_timeout(Duration::from_secs(5));
+    status_until(&client, "ok", |status| status.healthz == "ok").await;
+    let mut seeds = Vec::new();
+    for at in 0..ARRIVALS {
+        let seed = at.to_be_bytes().repeat(4);
+        let sealed = client.encrypt(seed.clone(), "u").await.expect("Encrypt");
+        seeds.push((seed, sealed));
+    }
+    let mut events = stage.server.calls().events();
+    let asked = tokio::spawn(async move {
+        let mut asked = Vec::new();
+        while let Ok(event) = events.recv().await {
+            if event.operation == "transit/decrypt" {
+                asked.push(Instant::now());
+            }
+        }
+        asked
+    });
+
+    let (mut callers, began) = (JoinSet::new(), Instant::now());
+    let mut back = began;
+    for (at, (seed, sealed)) in seeds.into_iter().enumerate() {
+        if at == SEALED.start {
+            stage.server.state().seal();
+        }
+        if at == SEALED.end {
+            stage.server.state().unseal();
+            back = Instant::now();
+        }
+        let client = client.clone();
+        callers.spawn(async move {
+            let opened = client.decrypt(sealed.ciphertext.to_vec(), "u", &sealed.key_id, sealed.annotations).await;
+            assert_eq!(opened.expect("a deadline of 5 s spans an outage of 2.4 s"), seed);
+        });
+        tokio::time::sleep_until((began + APART * u32::try_from(at + 1).expect("few")).into()).await;
+    }
+    callers.join_all().await;
+    drop(stage);
+    let asked = asked.await.expect("all of them");
+    let within = |from: Instant, span: Duration| asked.iter().filter(|at| (from..from + span).contains(*at)).count();
+    let steady = within(began, WINDOW * 10) / 10;
+    let busiest = asked.iter().filter(|at| **at >= back).map(|at| within(*at, WINDOW)).max().expect("it was asked");
+    eprintln!("{busiest} requests in the busiest {WINDOW:?} after the outage, {steady} in a steady one");
+    assert!(steady > 5, "{steady} requests in {WINDOW:?} are no rate");
+    assert!(busiest <= 2 * steady + UNSTEADY, "{busiest} requests in {WINDOW:?}, {steady} before");
 }
