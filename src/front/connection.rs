@@ -223,6 +223,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_rule_that_changes_while_a_caller_comes_in_holds_for_its_first_byte() {
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+        // As the door has it when it judges.
+        let (rules, judged) = watch::channel(Rules { allow_peers: AllowPeers::default(), escaped_authority: true });
+        rules.send_modify(|rules| rules.allow_peers.uids = vec![rustix::process::geteuid().as_raw() + 1]);
+        let mut connection = Connection::new(ours, judged, Arc::default(), PipelineMetrics::new());
+        theirs.write_all(b"a").await.expect("sent");
+        let refused = connection.read_u8().await.expect_err("shut out");
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+    }
+
+    #[tokio::test]
     async fn a_rule_that_shuts_a_caller_out_holds_for_its_next_byte() {
         let (ours, mut theirs) = UnixStream::pair().expect("a pair");
         let (mut connection, rules) = connection(ours, AllowPeers::default());
