@@ -3,31 +3,72 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 /// How often the heap is looked at.
 const LOOK: Duration = Duration::from_secs(3);
 /// What the process may have grown by before the heap is worth trimming, in bytes.
 const WORTH_TRIMMING: usize = 1 << 20;
+/// The longest pause between two trims while the process holds more than it once did.
+const LAST_PAUSE: Duration = Duration::from_secs(60);
+
+/// When the heap is trimmed. A trim in the middle of a burst finds little: what the burst still holds is freed later, and
+/// nothing grows then. So a process that holds more than it once did is trimmed again, after pauses that grow.
+struct Trims {
+    /// What was left after the last trim; 0 before the first one.
+    floor: usize,
+    /// The least that was ever left.
+    least: usize,
+    pause: Duration,
+    last: Instant,
+}
 
 /// Runs until it is aborted.
 pub(super) async fn keep_small() {
-    let mut floor = 0;
+    let mut trims = Trims::new(Instant::now());
     loop {
         tokio::time::sleep(LOOK).await;
-        if floor == 0 {
+        if trims.floor == 0 {
             release_code();
         }
         let held = private_bytes();
-        if held < floor {
-            floor = held;
-        }
-        if floor == 0 || held > floor + WORTH_TRIMMING {
+        if trims.due(held, Instant::now()) {
             // Takes the allocator's locks for a moment: not on a worker that calls wait for.
             let trimmed = tokio::task::spawn_blocking(|| {
                 trim_heap();
                 private_bytes()
             });
-            floor = trimmed.await.unwrap_or(held).max(1);
+            trims.done(trimmed.await.unwrap_or(held), Instant::now());
         }
+    }
+}
+
+// === impl Trims ===
+
+impl Trims {
+    fn new(now: Instant) -> Self {
+        Self { floor: 0, least: usize::MAX, pause: LOOK, last: now }
+    }
+
+    /// Whether to trim a process that holds so much.
+    fn due(&mut self, held: usize, now: Instant) -> bool {
+        if self.floor == 0 || held > self.floor + WORTH_TRIMMING {
+            self.pause = LOOK;
+            return true;
+        }
+        self.floor = self.floor.min(held);
+        self.least = self.least.min(held);
+        held > self.least + WORTH_TRIMMING && now.duration_since(self.last) >= self.pause
+    }
+
+    /// A trim has left so much.
+    fn done(&mut self, left: usize, now: Instant) {
+        if left + WORTH_TRIMMING > self.floor {
+            self.pause = (self.pause * 2).min(LAST_PAUSE);
+        }
+        self.floor = left.max(1);
+        self.least = self.least.min(self.floor);
+        self.last = now;
     }
 }
 
@@ -91,6 +132,46 @@ mod tests {
         {
             assert_eq!(mapping(line), None, "{line}");
         }
+    }
+
+    const MIB: usize = 1 << 20;
+
+    /// Looks at a process that holds so much, with what a trim leaves; says when it was trimmed, in looks.
+    fn looks(trims: &mut Trims, from: Instant, count: u32, held: usize, leaves: usize) -> Vec<u32> {
+        let mut at = Vec::new();
+        let mut held = held;
+        for look in 1..=count {
+            let now = from + LOOK * look;
+            if trims.due(held, now) {
+                held = leaves;
+                trims.done(held, now);
+                at.push(look);
+            }
+        }
+        at
+    }
+
+    #[test]
+    fn what_a_burst_holds_at_a_trim_is_given_back_after_it() {
+        let start = Instant::now();
+        let mut trims = Trims::new(start);
+        assert_eq!(looks(&mut trims, start, 5, 6 * MIB, 5 * MIB), [1], "once at the start");
+        let burst = start + LOOK * 5;
+        // It holds most of what it has taken, whatever is trimmed.
+        assert_eq!(looks(&mut trims, burst, 4, 40 * MIB, 23 * MIB), [1, 3]);
+        // Its calls are over, and nothing has grown.
+        let after = looks(&mut trims, burst + LOOK * 4, 20, 23 * MIB, 5 * MIB);
+        assert_eq!(after.len(), 1, "{after:?}");
+        assert!(after[0] <= 5, "{after:?}");
+    }
+
+    #[test]
+    fn a_process_that_holds_more_for_good_is_trimmed_once_a_minute() {
+        let start = Instant::now();
+        let mut trims = Trims::new(start);
+        looks(&mut trims, start, 1, 6 * MIB, 5 * MIB);
+        let trimmed = looks(&mut trims, start + LOOK, 400, 40 * MIB, 30 * MIB);
+        assert!((20..=28).contains(&trimmed.len()), "in twenty minutes: {trimmed:?}");
     }
 
     #[test]
