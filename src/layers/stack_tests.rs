@@ -181,3 +181,27 @@ async fn an_item_that_met_a_node_that_lags_is_asked_for_again_alone() {
     }
     assert_eq!(hallway.lots(), [vec!["a"], vec!["b"], vec!["c", LAGS, "d", "e"], vec![LAGS]]);
 }
+
+/// An API server that starts: each of fifty seeds is wanted a hundred times, within two exchanges' time.
+#[tokio::test(start_paused = true)]
+async fn a_storm_asks_for_no_seed_more_than_three_times() {
+    let far = Duration::from_millis(50);
+    let mut hallway = Hallway::new(far, far);
+    let seeds: Vec<_> = (0..50).map(|seed| format!("seed{seed}")).collect();
+    let mut calls = Vec::new();
+    for _ in 0..100 {
+        for seed in &seeds {
+            calls.push((hallway.decrypt(seed, PATIENT), seed.as_str()));
+        }
+        tokio::time::sleep(far * 2 / 100).await;
+    }
+    for (call, seed) in calls {
+        let took = opened(call, seed).await;
+        assert!(took <= far * 4, "{seed}: {took:?}");
+    }
+    let asked = hallway.lots().concat();
+    for seed in &seeds {
+        let times = asked.iter().filter(|text| *text == seed).count();
+        assert!((1..=3).contains(&times), "{seed}: {times}");
+    }
+}

@@ -204,17 +204,24 @@ impl Breakers {
         self.change(at, |address| *address = Address::serving(Some(now), Some(now)));
     }
 
-    /// A probe that began then failed there. Where a call was answered since, it is the older news.
+    /// A probe that began then failed there. That it found nobody is older news than an answer that came since.
     pub(super) fn probe_failed(&self, at: usize, class: Class, began: Instant, now: Instant) {
-        if self.state().get(at).is_some_and(|address| address.answered.is_none_or(|answered| answered <= began)) {
-            self.failed(at, class, now);
-        }
+        let found_nobody = matches!(class, Class::Timeout | Class::Unreachable | Class::ConnectionLost);
+        self.fail(at, class, now, found_nobody.then_some(began));
     }
 
-    /// A call or a probe failed there.
+    /// A call failed there.
     pub(super) fn failed(&self, at: usize, class: Class, now: Instant) {
+        self.fail(at, class, now, None);
+    }
+
+    /// `unless_answered`: nothing is said of an address that has answered a call since.
+    fn fail(&self, at: usize, class: Class, now: Instant, unless_answered: Option<Instant>) {
         let mut state = self.state();
         let Some(address) = state.get_mut(at) else { return };
+        if unless_answered.is_some_and(|since| address.answered.is_some_and(|answered| answered > since)) {
+            return;
+        }
         address.failed = Some(now);
         address.in_row = address.in_row.saturating_add(1);
         // What did no work says that the address does not serve; anything else may be this one call's doing.

@@ -165,6 +165,11 @@ async fn a_probe_that_fails_late_says_nothing_of_an_address_that_has_answered_si
     breakers.answered(0, answered);
     breakers.probe_failed(0, Class::Unreachable, began, late);
     assert_eq!(asked(&pick(&breakers, late)), Some(0), "it began before the answer");
+    breakers.probe_failed(0, Class::Sealed, began, late);
+    assert!(matches!(pick(&breakers, late), Pick::Wait { class: Class::Sealed, .. }), "that it is sealed came last");
+    breakers.lags(0, answered);
+    breakers.probe_failed(0, Class::Unreachable, began, late);
+    assert_eq!(asked(&pick(&breakers, late)), Some(0), "a node that lags has answered too");
     breakers.probe_failed(0, Class::Unreachable, answered, late);
     assert!(matches!(pick(&breakers, late), Pick::Wait { class: Class::Unreachable, .. }), "it began after it");
 }
