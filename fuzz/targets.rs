@@ -160,7 +160,7 @@ fn stack(status: u16, body: &[u8], metrics: Arc<PipelineMetrics>) -> KmsService 
         std::future::ready(Ok::<_, Error>(reply))
     }));
     let config = serde_json::json!({ "endpoints": ["https://127.0.0.1"], "mount": "transit", "key": "k" });
-    let transit = Transit::new(&serde_json::from_value(config).expect("a section"), bao);
+    let transit = Transit::new(&serde_json::from_value(config).expect("a section"), bao, Duration::from_secs(5));
     layers::stack(&layers::Config::default(), key(), transit, metrics)
 }
 

@@ -22,8 +22,8 @@ const EVERYBODY: u32 = 0o007;
 
 /// Findings across fields. The document need not hold: a section that does not is left to the schema.
 pub(super) fn check(document: &Value, origins: &Origins) -> Vec<Finding> {
-    let mut checks = Checks { origins, findings: Vec::new() };
-    let (mut sockets, mut witnesses) = (HashSet::new(), HashSet::new());
+    let mut checks = Checks { origins, findings: Vec::new(), files: HashSet::new() };
+    let mut sockets = HashSet::new();
     let pipelines = document.get("pipelines").and_then(Value::as_array);
     for (at, pipeline) in pipelines.into_iter().flatten().enumerate() {
         let base = format!("/pipelines/{at}");
@@ -42,9 +42,6 @@ pub(super) fn check(document: &Value, origins: &Origins) -> Vec<Finding> {
         if let Some(health) = section::<key::config::HealthPolicy>(pipeline, "/health") {
             checks.not_zero(&format!("{base}/health/deepProbeInterval"), health.deep_probe_interval, "5m");
         }
-        if let Some(witness) = section(pipeline, "/witness") {
-            checks.witness(&format!("{base}/witness/file"), witness, &mut witnesses);
-        }
         if let Some(layers) = section(pipeline, "/layers") {
             checks.layers(&join(&base, "layers"), &layers);
         }
@@ -55,6 +52,12 @@ pub(super) fn check(document: &Value, origins: &Origins) -> Vec<Finding> {
     if let Some(otlp) = section::<telemetry::config::Otlp>(document, "/telemetry/traces/otlp") {
         checks.not_zero("/telemetry/traces/otlp/timeout", otlp.timeout, "5s");
         checks.absolute("/telemetry/traces/otlp/caFile", otlp.ca_file.as_deref());
+    }
+    // Last, because it is the one file that is written: it must be none of those that are only read.
+    for (at, pipeline) in pipelines.into_iter().flatten().enumerate() {
+        if let Some(witness) = section(pipeline, "/witness") {
+            checks.witness(&format!("/pipelines/{at}/witness/file"), &witness);
+        }
     }
     checks.findings
 }
@@ -67,6 +70,8 @@ fn section<T: DeserializeOwned>(document: &Value, pointer: &str) -> Option<T> {
 struct Checks<'a> {
     origins: &'a Origins,
     findings: Vec<Finding>,
+    /// Every file that the document has named so far.
+    files: HashSet<PathBuf>,
 }
 
 // === impl Checks ===
@@ -83,6 +88,7 @@ impl Checks<'_> {
     }
 
     fn absolute(&mut self, pointer: &str, file: Option<&Path>) {
+        self.files.extend(file.map(Path::to_owned));
         // What is empty has been refused by the schema.
         if let Some(file) = file.filter(|file| !file.is_absolute() && !file.as_os_str().is_empty()) {
             let help = "write an absolute path; a service has no folder of its own";
@@ -111,9 +117,8 @@ impl Checks<'_> {
             let help = "the kernel takes no longer one; a letter outside ASCII is more than one byte";
             self.find(&pointer, "is longer than 100 bytes", shown.clone(), help);
         }
-        if path.components().any(|part| matches!(part, Component::ParentDir)) {
-            self.find(&pointer, "contains `..`", shown.clone(), "write the path without it");
-        }
+        self.straight(&pointer, path);
+        self.files.insert(path.clone());
         if !others.insert(path.clone()) {
             let help = "give each pipeline a socket of its own";
             self.find(&pointer, "is the socket of another pipeline as well", shown, help);
@@ -158,12 +163,21 @@ impl Checks<'_> {
         }
     }
 
-    fn witness(&mut self, pointer: &str, witness: host::witness::Config, others: &mut HashSet<PathBuf>) {
-        self.absolute(pointer, Some(&witness.file));
-        let shown = witness.file.display().to_string();
-        if !others.insert(witness.file) {
-            let help = "give each pipeline a file of its own, such as its name with .witness.json behind it";
-            self.find(pointer, "is the witness of another pipeline as well", shown, help);
+    /// Without `..`, so that two paths that differ lead to two files.
+    fn straight(&mut self, pointer: &str, path: &Path) {
+        if path.components().any(|part| matches!(part, Component::ParentDir)) {
+            self.find(pointer, "contains `..`", path.display().to_string(), "write the path without it");
+        }
+    }
+
+    fn witness(&mut self, pointer: &str, witness: &host::witness::Config) {
+        let file = &witness.file;
+        let taken = self.files.contains(file);
+        self.absolute(pointer, Some(file));
+        self.straight(pointer, file);
+        if taken {
+            let help = "give it a file of its own, such as the name of the pipeline with .witness.json behind it";
+            self.find(pointer, "is another file of this configuration as well", file.display().to_string(), help);
         }
     }
 

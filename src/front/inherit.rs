@@ -16,7 +16,7 @@ use crate::telemetry::events;
 #[derive(Debug)]
 pub struct Inherited {
     offers: Mutex<HashMap<String, Offer>>,
-    known: HashMap<String, Known>,
+    known: Mutex<HashMap<String, Known>>,
     opening: watch::Receiver<bool>,
 }
 
@@ -47,7 +47,7 @@ impl Inherited {
     /// These, to be served when `opening` holds true.
     pub fn of(sources: HashMap<String, Source>, known: HashMap<String, Known>, opening: watch::Receiver<bool>) -> Self {
         let offers = sources.into_iter().map(|(name, source)| (name, Offer { source, claimed: false })).collect();
-        Self { offers: Mutex::new(offers), known, opening }
+        Self { offers: Mutex::new(offers), known: Mutex::new(known), opening }
     }
 
     /// Those of `LISTEN_FDS`, `LISTEN_FDNAMES` and `LISTEN_PID`, the first time; none from then on, because each has
@@ -106,9 +106,9 @@ impl Inherited {
         self.offers.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, offer| offer.claimed);
     }
 
-    /// What the process before us knew of this pipeline's key.
-    pub fn known(&self, pipeline: &str) -> Option<&Known> {
-        self.known.get(pipeline)
+    /// What the process before us knew of this pipeline's key. Once: to a pipeline that is taken away and comes back it is old.
+    pub fn known(&self, pipeline: &str) -> Option<Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(pipeline)
     }
 
     /// Holds true from when on doors may open.

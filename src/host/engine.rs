@@ -32,6 +32,8 @@ pub struct Surroundings {
     pub requests: Arc<Mutex<RefreshRequests>>,
     /// What is remarkable about the key.
     pub findings: Arc<ArcSwap<Vec<Finding>>>,
+    /// Held by whoever reads or writes the witness.
+    pub disk: Arc<Mutex<()>>,
 }
 
 /// A running engine.
@@ -68,10 +70,10 @@ impl Engine {
             around.pipeline.clone(),
         );
         let bao = layers::bao_stack(session.clone(), BaoService::new(endpoint.clone()));
-        let transit = Transit::new(transit, bao);
+        let transit = Transit::new(transit, bao, config.layers.deadline.unnamed.get());
         let kms = layers::stack(&config.layers, around.key.clone(), transit.clone(), around.metrics.clone());
-        let witness =
-            Witness::new(config.witness.as_ref(), fingerprint, around.pipeline.clone(), around.metrics.clone());
+        let (pipeline, metrics, disk) = (around.pipeline.clone(), around.metrics.clone(), around.disk.clone());
+        let witness = Witness::new(config.witness.as_ref(), fingerprint, pipeline, metrics, disk);
         let keeper = Keeper {
             pipeline: around.pipeline.clone(),
             key: around.key.clone(),

@@ -32,10 +32,11 @@ pub enum HandOverError {
     /// The container would end with us.
     #[error("this process is the first of its container, which would end with it; restart the container instead")]
     First,
-    /// Only we know that the key is not what it was.
+    /// The next process would close as we do, or, without a witness, take the key for what it is.
     #[error(
-        "pipeline {pipeline}: its key is older than what this process has seen of it (key_rolled_back), and nobody else would \
-         notice; restore the newest backup of the key, or, if what was lost is accepted, remove its witness.file and restart the service"
+        "pipeline {pipeline}: its key is older than what was seen of it (key_rolled_back), and a new process would not \
+         mend that; restore the newest backup of the key, or, if what was lost is accepted, stop the service, remove its \
+         witness file if it has one, and start it again"
     )]
     RolledBack {
         /// The pipeline's label.

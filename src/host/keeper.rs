@@ -8,16 +8,14 @@ use arc_swap::ArcSwap;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use super::hindsight::Hindsight;
 use super::witness::Witness;
 use crate::auth::Session;
 use crate::backend::transit::{Look, Transit};
 use crate::error::{Bearing, Class, Error};
 use crate::key::config::{HealthPolicy, Rotation};
-use crate::key::{
-    BaoClock, Due, Finding, Identity, KeyState, Loss, Metadata, RefreshRequests, Severity, View, findings,
-};
+use crate::key::{BaoClock, Due, Finding, Identity, KeyState, Metadata, RefreshRequests, Severity, View, findings};
 use crate::layers::Endpoint;
-use crate::request::Progress;
 use crate::telemetry::events;
 
 /// How long one check of an address may take: OpenBao may be far away, and a handshake is three ways there and back.
@@ -28,9 +26,6 @@ const HEALTH_PATIENCE: Duration = Duration::from_millis(500);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause between two checks while something is wrong: recovery is noticed this fast.
 const LAST_PAUSE: Duration = Duration::from_secs(1);
-
-/// For how long metadata behind the view may come from a standby that lags.
-const LAG: Duration = Duration::from_secs(10);
 
 /// What the keeper needs; `requests` outlives a reload, so it is shared with the next keeper.
 pub struct Keeper {
@@ -55,7 +50,7 @@ pub struct Keeper {
     /// What is remarkable about the key, for logs and readiness.
     pub findings: Arc<ArcSwap<Vec<Finding>>>,
     /// What the next process should know of the key.
-    pub witness: Witness,
+    pub witness: Arc<Witness>,
 }
 
 /// What the keeper remembers between two rounds.
@@ -67,8 +62,7 @@ struct Memory {
     pause: Duration,
     shown: Option<Option<Class>>,
     met: Option<Class>,
-    /// Since when metadata has been behind the view, and which addresses gave such metadata.
-    behind: Option<(Instant, Vec<usize>)>,
+    hindsight: Hindsight,
     /// `disable_upsert` of the mount as last read.
     upsert: Option<bool>,
 }
@@ -129,7 +123,6 @@ impl Keeper {
                 }
             }
             self.tell(&mut memory);
-            self.witness.keep(&self.key).await;
         }
     }
 
@@ -163,7 +156,7 @@ impl Keeper {
             Some(_) => self.session.wake(),
             None => {}
         }
-        let beside = memory.beside_laggards();
+        let beside = memory.hindsight.beside_laggards();
         let Look { metadata, date, endpoint } = self.transit.metadata(beside.clone()).await?;
         let heard = Instant::now();
         // A proxy may strip `Date`; then this node's clock is the only one there is.
@@ -177,11 +170,11 @@ impl Keeper {
         if self.findings.load().iter().any(|finding| finding.severity == Severity::Blocking) {
             return Err(Error::new(Class::KeyUnusable, "the findings name the property"));
         }
-        match self.is_behind(memory, &metadata, endpoint, heard) {
+        match memory.hindsight.passes_over(&self.key, &metadata, endpoint, heard) {
             Ok(false) => {}
             Ok(true) => return Ok(Shown::Nothing),
             Err(error) => {
-                if self.key.peek().is_none() {
+                if self.key.trusted().is_none() {
                     // What is left can be opened. That nothing may be sealed has to be known before anybody goes on.
                     self.key.failed(error.class(), heard);
                     memory.metadata = Some(metadata);
@@ -201,43 +194,20 @@ impl Keeper {
         Ok(Shown::Works)
     }
 
-    /// Whether metadata is older than what was seen, as a lagging standby's is for a moment; longer is an error, and by then
-    /// every other address has been asked.
-    fn is_behind(
-        &self,
-        memory: &mut Memory,
-        metadata: &Metadata,
-        endpoint: Option<usize>,
-        now: Instant,
-    ) -> Result<bool, Error> {
-        let remembered = self.key.remembered().and_then(|seen| seen.lost_in(metadata));
-        let Some(loss) = remembered.or_else(|| self.key.peek()?.lost_in(metadata)) else {
-            memory.behind = None;
-            return Ok(false);
-        };
-        let (since, laggards) = memory.behind.get_or_insert((now, Vec::new()));
-        laggards.extend(endpoint.filter(|at| !laggards.contains(at)));
-        match loss {
-            Loss::Behind if now.duration_since(*since) < LAG => Ok(true),
-            Loss::Behind => Err(Error::new(Class::KeyRolledBack, "the highest versions are gone")),
-            Loss::Recreated => Err(Error::new(Class::KeyRolledBack, "a version was made at another time than before")),
-        }
-    }
-
     /// Computes the view from the metadata last read and OpenBao's time now, and publishes it when it differs.
     fn renew_view(&self, memory: &mut Memory) {
         let (Some(metadata), Some(now)) = (&memory.metadata, memory.clock.now(Instant::now())) else {
             return;
         };
         let delay = self.rotation.activation_delay.get().as_secs();
-        let previous = self.key.peek();
+        let (shown, previous) = (self.key.peek(), self.key.trusted());
         let view = View::at(&self.identity, metadata, now, delay, previous.as_deref());
         let view = view.map(|view| match self.key.remembered() {
             Some(seen) => view.no_lower_than(seen.active.0),
             None => view,
         });
         match view {
-            Ok(view) if previous.as_deref() == Some(&view) => {}
+            Ok(view) if shown.as_deref() == Some(&view) => {}
             Ok(view) => {
                 tracing::info!(
                     event = events::VIEW_CHANGED,
@@ -245,6 +215,7 @@ impl Keeper {
                     active = view.active().number,
                     latest = view.latest(),
                     min_decryption = view.min_decryption(),
+                    seals = self.key.seals_nothing().is_none(),
                     key_id = %view.active().key_id,
                     "the key's view has changed"
                 );
@@ -257,6 +228,7 @@ impl Keeper {
                 "{error}"
             ),
         }
+        self.witness.keep_beside(&self.key);
     }
 
     /// Keeps the outcome of a round and plans the next one.
@@ -273,8 +245,7 @@ impl Keeper {
             Ok(Shown::Nothing) => memory.next_read = now + jittered(LAST_PAUSE.min(interval)),
             Err(error) => {
                 if error.class().bearing() == Bearing::Absence {
-                    // Two answers with an outage between are no standby that lags for long.
-                    memory.behind = None;
+                    memory.hindsight.forget();
                 }
                 let class = health_class(&error);
                 self.key.failed(class, now);
@@ -353,18 +324,9 @@ impl Memory {
             pause: FIRST_PAUSE,
             shown: None,
             met: None,
-            behind: None,
+            hindsight: Hindsight::default(),
             upsert: None,
         }
-    }
-
-    /// For a call that had better not ask those whose metadata was behind.
-    fn beside_laggards(&self) -> Progress {
-        let progress = Progress::default();
-        for &at in self.behind.iter().flat_map(|(_, laggards)| laggards) {
-            progress.avoid(at);
-        }
-        progress
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
+use super::super::hindsight::LAG;
 use super::*;
 use crate::auth::{Attempt, Method};
 use crate::key::{Seen, refresh};
@@ -26,16 +27,25 @@ const PANICS_ONCE: u8 = 1;
 const OPENS_NOTHING: u8 = 2;
 const OPENS_ANOTHER: u8 = 3;
 const HAS_TWO_VERSIONS: u8 = 4;
+const HAS_THREE_VERSIONS: u8 = 5;
+const WAS_MADE_ANEW: u8 = 6;
+const SEALS_UNDER_ANOTHER_VERSION: u8 = 7;
+const AWAY: u8 = 8;
 
 /// Transit with one key whose ciphertext is the plaintext under a prefix.
 fn transit(mood: Arc<AtomicU8>) -> BaoService {
     BaoService::new(tower::service_fn(move |call: BaoCall| {
         assert!(mood.compare_exchange(PANICS_ONCE, WELL, Ordering::SeqCst, Ordering::SeqCst).is_err(), "on purpose");
         let mood = mood.load(Ordering::SeqCst);
+        if mood == AWAY {
+            return std::future::ready(Err(Error::from(Class::Unreachable)));
+        }
         let asked: Value =
             call.body.map_or(Value::Null, |body| serde_json::from_slice(body.expose_secret()).expect("JSON"));
         let (latest, keys) = match mood {
             HAS_TWO_VERSIONS => (2, json!({ "1": 1_000, "2": 2_000 })),
+            HAS_THREE_VERSIONS => (3, json!({ "1": 1_000, "2": 2_000, "3": 3_000 })),
+            WAS_MADE_ANEW => (1, json!({ "1": 1_060 })),
             _ => (1, json!({ "1": 1_000 })),
         };
         let data = match call.purpose {
@@ -46,7 +56,9 @@ fn transit(mood: Arc<AtomicU8>) -> BaoService {
             Purpose::KeysConfig => json!({ "disable_upsert": true }),
             Purpose::Encrypt => {
                 let plaintext = asked["plaintext"].as_str().expect("a plaintext");
-                json!({ "ciphertext": format!("vault:v{0}:{plaintext}", asked["key_version"]), "key_version": asked["key_version"] })
+                let version = asked["key_version"].as_u64().expect("a version");
+                let version = version + u64::from(mood == SEALS_UNDER_ANOTHER_VERSION);
+                json!({ "ciphertext": format!("vault:v{version}:{plaintext}"), "key_version": version })
             }
             _ => {
                 let plaintext = asked["ciphertext"].as_str().and_then(|text| text.rsplit(':').next());
@@ -58,17 +70,24 @@ fn transit(mood: Arc<AtomicU8>) -> BaoService {
             (Purpose::Decrypt, OPENS_ANOTHER) => (200, json!({ "data": { "plaintext": "AAAA" } })),
             _ => (200, json!({ "data": data })),
         };
-        let body = body.to_string().into();
-        let (date, retry_after, location) = (None, None, None);
-        std::future::ready(Ok(BaoReply { status, body, date, retry_after, location, endpoint: Some(0) }))
+        std::future::ready(Ok(reply(status, &body)))
     }))
 }
 
-fn keeper(bao: BaoService) -> Keeper {
-    let nobody =
-        tower::service_fn(|_: Exchange| std::future::ready(Err::<BaoReply, _>(Error::from(Class::Unreachable))));
+fn reply(status: u16, body: &Value) -> BaoReply {
+    let (date, retry_after, location) = (None, None, None);
+    BaoReply { status, body: body.to_string().into(), date, retry_after, location, endpoint: Some(0) }
+}
+
+fn keeper(mood: &Arc<AtomicU8>) -> Keeper {
+    let bao = transit(mood.clone());
+    let at_health = mood.clone();
+    let health = tower::service_fn(move |_: Exchange| {
+        let away = at_health.load(Ordering::SeqCst) == AWAY;
+        std::future::ready(if away { Err(Error::from(Class::Unreachable)) } else { Ok(reply(200, &json!({}))) })
+    });
     let metrics = PipelineMetrics::new();
-    let endpoint = Endpoint::new(vec!["https://bao:8200".into()], Vec::new(), nobody, metrics.clone());
+    let endpoint = Endpoint::new(vec!["https://bao:8200".into()], Vec::new(), health, metrics.clone());
     let config: crate::key::identity::Config = serde_json::from_value(json!({
         "providerName": "p", "clusterId": "c", "openbaoId": "b", "transitMountId": "m", "keyLineageId": "l",
     }))
@@ -80,7 +99,7 @@ fn keeper(bao: BaoService) -> Keeper {
         pipeline: "p".into(),
         key: Arc::new(KeyState::new(&health, &rotation, refresh)),
         identity: Arc::new(Identity::of(&config, "")),
-        transit: Transit::new(&transit_config.expect("a section"), bao),
+        transit: Transit::new(&transit_config.expect("a section"), bao, Duration::from_millis(2_500)),
         endpoint,
         session: Session::start(
             Arc::new(NoLogin),
@@ -93,14 +112,14 @@ fn keeper(bao: BaoService) -> Keeper {
         health,
         requests: Arc::new(Mutex::new(requests)),
         findings: Arc::default(),
-        witness: Witness::new(None, String::new(), "p".into(), PipelineMetrics::new()),
+        witness: Witness::new(None, String::new(), "p".into(), PipelineMetrics::new(), Arc::default()),
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_keeper_that_panics_shows_and_begins_anew() {
     let mood = Arc::new(AtomicU8::new(WELL));
-    let keeper = keeper(transit(mood.clone()));
+    let keeper = keeper(&mood);
     let key = keeper.key.clone();
     let keeping = tokio::spawn(keeper.keep());
     let status = || key.status(Instant::now()).healthz;
@@ -121,12 +140,34 @@ async fn a_keeper_that_panics_shows_and_begins_anew() {
     assert!(!keeping.is_finished());
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_hour_of_absence_is_over_within_two_seconds_of_its_end() {
+    for absent_at_start in [true, false] {
+        let mood = Arc::new(AtomicU8::new(if absent_at_start { AWAY } else { WELL }));
+        let keeper = keeper(&mood);
+        let key = keeper.key.clone();
+        let keeping = tokio::spawn(keeper.keep());
+        tokio::time::sleep(LAST_PAUSE).await;
+        mood.store(AWAY, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_secs(3_600)).await;
+        let status = key.status(Instant::now());
+        assert_eq!((status.healthz, status.key_id), (Class::Unreachable.name(), None));
+        mood.store(WELL, Ordering::SeqCst);
+        let back = Instant::now();
+        while key.status(Instant::now()).healthz != "ok" {
+            assert!(back.elapsed() < Duration::from_secs(2), "{:?}", key.status(Instant::now()));
+            tokio::time::sleep(LAST_PAUSE / 100).await;
+        }
+        keeping.abort();
+    }
+}
+
 /// Absence is waited for; a key that does not open what it seals must not seal one seed more.
 #[tokio::test(start_paused = true)]
 async fn a_key_that_does_not_open_what_it_seals_stops_writes_at_once() {
-    for wrong in [OPENS_NOTHING, OPENS_ANOTHER] {
+    for wrong in [OPENS_NOTHING, OPENS_ANOTHER, SEALS_UNDER_ANOTHER_VERSION] {
         let mood = Arc::new(AtomicU8::new(WELL));
-        let keeper = keeper(transit(mood.clone()));
+        let keeper = keeper(&mood);
         let (key, probes_every) = (keeper.key.clone(), keeper.health.deep_probe_interval.get());
         let keeping = tokio::spawn(keeper.keep());
         tokio::time::sleep(LAST_PAUSE).await;
@@ -143,45 +184,88 @@ async fn a_key_that_does_not_open_what_it_seals_stops_writes_at_once() {
     }
 }
 
+fn second() -> Seen {
+    Seen { active: (2, 2_000), latest: (2, 2_000) }
+}
+
+/// A keeper that remembers this, and OpenBao's key as it is now.
+fn started(mood: u8, seen: Seen) -> (Arc<AtomicU8>, Arc<KeyState>, tokio::task::JoinHandle<()>) {
+    let mood = Arc::new(AtomicU8::new(mood));
+    let keeper = keeper(&mood);
+    let key = keeper.key.clone();
+    key.remember(seen);
+    (mood, key, tokio::spawn(keeper.keep()))
+}
+
+/// Status and Encrypt refuse, and what opens is known up to this version.
+fn opens_alone(key: &KeyState, latest: u32) {
+    let status = key.status(Instant::now());
+    assert_eq!((status.healthz, status.key_id), (Class::KeyRolledBack.name(), None));
+    assert_eq!(key.seals_nothing(), Some(Class::KeyRolledBack));
+    assert_eq!(key.peek().expect("a view to open with").latest(), latest);
+}
+
 /// A process that starts knows of its key what the one before has seen: what is left is opened, nothing is sealed, until the
 /// key is back.
 #[tokio::test(start_paused = true)]
 async fn a_start_after_a_rollback_opens_what_is_left_and_seals_nothing() {
-    let mood = Arc::new(AtomicU8::new(WELL));
-    let keeper = keeper(transit(mood.clone()));
-    let key = keeper.key.clone();
-    let second = Seen { active: (2, 2_000), latest: (2, 2_000) };
-    key.remember(second);
-    let keeping = tokio::spawn(keeper.keep());
+    let third = Seen { active: (3, 3_000), latest: (3, 3_000) };
+    let (mood, key, keeping) = started(WELL, third);
     tokio::time::sleep(LAG - LAST_PAUSE).await;
     assert_eq!((key.status(Instant::now()).healthz, key.peek()), ("starting", None), "a standby may lag");
     tokio::time::sleep(LAST_PAUSE * 3).await;
     for _ in 0..3 {
-        let status = key.status(Instant::now());
-        assert_eq!((status.healthz, status.key_id), (Class::KeyRolledBack.name(), None));
-        assert_eq!(key.seals_nothing(), Some(Class::KeyRolledBack));
-        assert_eq!(key.peek().expect("a view to open with").latest(), 1);
+        opens_alone(&key, 1);
         tokio::time::sleep(LAST_PAUSE * 3).await;
     }
+    // A better backup, and still not the newest one.
     mood.store(HAS_TWO_VERSIONS, Ordering::SeqCst);
     tokio::time::sleep(LAST_PAUSE * 2).await;
+    opens_alone(&key, 2);
+    mood.store(HAS_THREE_VERSIONS, Ordering::SeqCst);
+    tokio::time::sleep(LAST_PAUSE * 2).await;
     assert_eq!((key.status(Instant::now()).healthz, key.seals_nothing()), ("ok", None));
-    assert_eq!(key.peek().expect("a view").seen(), second);
+    assert_eq!(key.peek().expect("a view").seen(), third);
     keeping.abort();
 }
 
 /// That a version was made at another time needs no second look.
 #[tokio::test(start_paused = true)]
-async fn a_start_with_a_key_that_was_made_anew_seals_nothing_from_the_first_look_on() {
-    let keeper = keeper(transit(Arc::new(AtomicU8::new(WELL))));
-    let key = keeper.key.clone();
-    key.remember(Seen { active: (1, 999), latest: (1, 999) });
-    let keeping = tokio::spawn(keeper.keep());
+async fn a_start_with_a_key_that_was_made_anew_seals_nothing_until_the_old_one_is_back() {
+    let (mood, key, keeping) = started(WAS_MADE_ANEW, Seen { active: (1, 1_000), latest: (1, 1_000) });
     // Whoever waits for the first view already knows that it is none to seal with.
     key.announced().await;
     assert_eq!(key.seals_nothing(), Some(Class::KeyRolledBack));
     tokio::time::sleep(LAG * 3).await;
-    assert_eq!(key.status(Instant::now()).healthz, Class::KeyRolledBack.name());
+    opens_alone(&key, 1);
+    mood.store(WELL, Ordering::SeqCst);
+    tokio::time::sleep(LAST_PAUSE * 2).await;
+    assert_eq!(key.status(Instant::now()).healthz, "ok");
+    assert_eq!(key.peek().expect("a view").active().created, 1_000, "nothing of the other one is left");
+    keeping.abort();
+}
+
+/// The process before has not seen all that there is.
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_made_anew_is_noticed_at_once_whatever_is_remembered() {
+    let (mood, key, keeping) = started(HAS_TWO_VERSIONS, second());
+    tokio::time::sleep(LAST_PAUSE).await;
+    assert_eq!(key.status(Instant::now()).healthz, "ok");
+    mood.store(WAS_MADE_ANEW, Ordering::SeqCst);
+    tokio::time::sleep(Rotation::default().metadata_interval.get() + LAG / 2).await;
+    opens_alone(&key, 2);
+    keeping.abort();
+}
+
+/// A witness that could not be read in time speaks later.
+#[tokio::test(start_paused = true)]
+async fn what_is_remembered_late_closes_a_key_that_was_taken_for_what_it_is() {
+    let (_, key, keeping) = started(WELL, Seen { active: (1, 1_000), latest: (1, 1_000) });
+    tokio::time::sleep(LAST_PAUSE).await;
+    assert_eq!(key.status(Instant::now()).healthz, "ok");
+    key.remember(second());
+    tokio::time::sleep(Rotation::default().metadata_interval.get() * 2 + LAG).await;
+    opens_alone(&key, 1);
     keeping.abort();
 }
 

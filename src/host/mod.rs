@@ -5,6 +5,7 @@ pub mod admin;
 mod engine;
 mod entrance;
 mod handover;
+mod hindsight;
 mod keeper;
 pub mod lock;
 mod memory;

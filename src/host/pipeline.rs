@@ -90,6 +90,7 @@ impl Pipeline {
             metrics: PipelineMetrics::new(),
             requests: Arc::new(Mutex::new(requests)),
             findings: Arc::new(ArcSwap::from_pointee(Vec::new())),
+            disk: Arc::default(),
         };
         if let Some(known) = inherited.known(&config.name) {
             // Of another key it says nothing.

@@ -24,7 +24,7 @@ fn key() -> KeyState {
 }
 
 /// A key with a view in which this version, made a second for each number after the first, is the newest and the active one.
-fn known(latest: u32) -> KeyState {
+fn known_to(latest: u32) -> KeyState {
     let keys: serde_json::Map<_, _> = (1..=latest).map(|n| (n.to_string(), (1_000 + n).into())).collect();
     let metadata: Metadata =
         serde_json::from_value(serde_json::json!({ "type": "aes256-gcm96", "latest_version": latest, "keys": keys }))
@@ -52,8 +52,13 @@ impl Scene {
         self.dir.path().join("a.witness.json")
     }
 
-    fn witness(&self, fingerprint: String) -> Witness {
-        Witness::new(Some(&Config { file: self.file() }), fingerprint, "a".into(), self.metrics.clone())
+    fn at(&self, file: Option<PathBuf>, fingerprint: String) -> Arc<Witness> {
+        let config = file.map(|file| Config { file });
+        Witness::new(config.as_ref(), fingerprint, "a".into(), self.metrics.clone(), Arc::default())
+    }
+
+    fn witness(&self, fingerprint: String) -> Arc<Witness> {
+        self.at(Some(self.file()), fingerprint)
     }
 
     /// What a process that starts with this fingerprint remembers.
@@ -82,7 +87,7 @@ async fn what_is_kept_is_recalled_by_the_next_process() {
     let scene = Scene::new();
     assert_eq!(scene.recalled(ours()).await, None);
     for latest in [1, 2] {
-        scene.kept(&known(latest)).await;
+        scene.kept(&known_to(latest)).await;
         assert_eq!(scene.recalled(ours()).await, Some(seen(latest)));
     }
     assert_eq!(scene.metrics.witness_trouble(), 0);
@@ -94,91 +99,172 @@ async fn what_is_kept_is_recalled_by_the_next_process() {
 #[tokio::test]
 async fn another_keys_word_does_not_count_and_another_delay_is_no_other_key() {
     let scene = Scene::new();
-    scene.kept(&known(3)).await;
+    scene.kept(&known_to(3)).await;
     assert_eq!(scene.recalled(fingerprint("other", 120_000)).await, None);
     assert_eq!(scene.recalled(fingerprint("k", 60_000)).await, Some(seen(3)));
     assert_eq!(scene.recalled("no fingerprint".to_owned()).await, None);
 }
 
 #[tokio::test]
-async fn what_a_process_hands_over_is_newer_than_the_file() {
+async fn of_what_a_process_hands_over_and_the_file_the_newer_is_believed() {
     let scene = Scene::new();
-    scene.kept(&known(3)).await;
-    let key = key();
-    key.remember(seen(4));
-    scene.witness(ours()).recall(&key).await;
-    assert_eq!(key.remembered(), Some(seen(4)));
+    scene.kept(&known_to(3)).await;
+    for (told, believed) in [(2, 3), (4, 4)] {
+        let key = key();
+        key.remember(seen(told));
+        scene.witness(ours()).recall(&key).await;
+        assert_eq!(key.remembered(), Some(seen(believed)));
+    }
 }
 
 #[tokio::test]
 async fn what_is_in_doubt_is_not_kept() {
     let scene = Scene::new();
-    scene.kept(&known(3)).await;
-    let rolled_back = known(2);
-    rolled_back.failed(Class::KeyRolledBack, tokio::time::Instant::now());
+    scene.kept(&known_to(3)).await;
+    let rolled_back = known_to(2);
+    rolled_back.remember(seen(3));
     scene.kept(&rolled_back).await;
+    let without_a_right = known_to(4);
+    without_a_right.failed(Class::TokenRejected, tokio::time::Instant::now());
+    scene.kept(&without_a_right).await;
     scene.kept(&key()).await;
     assert_eq!(scene.recalled(ours()).await, Some(seen(3)));
 }
 
+/// As after a start for which the disk was too slow, or when the section comes with a reload.
 #[tokio::test]
-async fn a_file_that_cannot_be_believed_is_told_and_replaced() {
-    let whole = r#"{"format":1,"fingerprint":"f","active":{"version":1,"createdUnix":1},"latest":{"version":1,"createdUnix":1}}"#;
-    let long = " ".repeat(5_000);
-    for text in ["", "{", "\0\0\0", &whole[..whole.len() - 9], &whole.replace("\"format\":1", "\"format\":2"), &long] {
+async fn a_file_that_knows_more_is_left_as_it_is_and_believed() {
+    let scene = Scene::new();
+    scene.kept(&known_to(3)).await;
+    let blind = known_to(2);
+    scene.kept(&blind).await;
+    assert_eq!(blind.remembered(), Some(seen(3)));
+    assert!(blind.trusted().is_none());
+    assert_eq!(scene.recalled(ours()).await, Some(seen(3)));
+    assert_eq!(scene.metrics.witness_trouble(), 0);
+}
+
+const WHOLE: &str =
+    r#"{"format":1,"fingerprint":"f","active":{"version":1,"createdUnix":1},"latest":{"version":1,"createdUnix":1}}"#;
+
+#[tokio::test]
+async fn a_record_that_is_torn_is_made_again() {
+    for text in ["", "\0\0\0", &WHOLE[..20], &WHOLE[..WHOLE.len() - 9]] {
         let scene = Scene::new();
         std::fs::write(scene.file(), text).expect("written");
         assert_eq!(scene.recalled(ours()).await, None, "{text}");
-        assert_eq!(scene.metrics.witness_trouble(), 1, "{text}");
-        scene.kept(&known(2)).await;
+        scene.kept(&known_to(2)).await;
         assert_eq!(scene.metrics.witness_trouble(), 0, "{text}");
         assert_eq!(scene.recalled(ours()).await, Some(seen(2)), "{text}");
     }
 }
 
+/// A private key under a name that was copied, what a newer program wrote, what is too long to be anything of ours.
 #[tokio::test]
-async fn a_file_that_others_may_write_is_not_believed() {
+async fn what_is_no_record_of_ours_is_left_as_it_is() {
+    let newer = r#"{"format":2,"versions":{"1":1}}"#;
+    let long = format!("{}{}", WHOLE, " ".repeat(5_000));
+    for text in ["-----BEGIN PRIVATE KEY-----", "{", "[1]", newer, &long] {
+        let scene = Scene::new();
+        std::fs::write(scene.file(), text).expect("written");
+        assert_eq!(scene.recalled(ours()).await, None, "{text}");
+        scene.kept(&known_to(2)).await;
+        assert_eq!(scene.metrics.witness_trouble(), 1, "{text}");
+        assert_eq!(std::fs::read_to_string(scene.file()).expect("there"), text);
+    }
+}
+
+#[tokio::test]
+async fn what_a_newer_program_wrote_is_read_as_far_as_it_says_what_we_know() {
     let scene = Scene::new();
-    scene.kept(&known(2)).await;
+    scene.kept(&known_to(2)).await;
+    let ours_of_tomorrow = std::fs::read_to_string(scene.file()).expect("there");
+    let ours_of_tomorrow = ours_of_tomorrow.replace("{\"format\":1,", "{\"format\":2,\"more\":[],");
+    std::fs::write(scene.file(), ours_of_tomorrow).expect("written");
+    assert_eq!(scene.recalled(ours()).await, Some(seen(2)));
+}
+
+#[tokio::test]
+async fn a_file_that_others_may_write_is_not_believed_and_not_replaced() {
+    let scene = Scene::new();
+    scene.kept(&known_to(3)).await;
     std::fs::set_permissions(scene.file(), std::fs::Permissions::from_mode(0o666)).expect("mode");
     assert_eq!(scene.recalled(ours()).await, None);
+    scene.kept(&known_to(2)).await;
     assert_eq!(scene.metrics.witness_trouble(), 1);
+    std::fs::set_permissions(scene.file(), std::fs::Permissions::from_mode(0o600)).expect("mode");
+    assert_eq!(scene.recalled(ours()).await, Some(seen(3)));
 }
 
 #[tokio::test]
 async fn a_place_that_is_missing_is_trouble_until_it_is_there() {
     let scene = Scene::new();
     let place = scene.dir.path().join("later");
-    let config = Config { file: place.join("a.witness.json") };
-    let witness = Witness::new(Some(&config), ours(), "a".into(), scene.metrics.clone());
+    let file = place.join("a.witness.json");
+    let witness = scene.at(Some(file.clone()), ours());
     witness.recall(&key()).await;
-    assert_eq!(scene.metrics.witness_trouble(), 0, "none yet is no trouble");
-    witness.keep(&known(2)).await;
+    assert_eq!(scene.metrics.witness_trouble(), 1);
+    witness.keep(&known_to(2)).await;
     assert_eq!(scene.metrics.witness_trouble(), 1);
     std::fs::create_dir(&place).expect("a directory");
-    witness.keep(&known(2)).await;
+    witness.keep(&known_to(2)).await;
     assert_eq!(scene.metrics.witness_trouble(), 0);
-    std::fs::remove_file(&config.file).expect("removed");
-    witness.keep(&known(2)).await;
-    assert!(config.file.exists(), "one that is lost is made again");
+    std::fs::remove_file(&file).expect("removed");
+    witness.keep(&known_to(2)).await;
+    assert!(file.exists(), "one that is lost is made again");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_disk_that_hangs_is_left_alone() {
+#[tokio::test]
+async fn a_symlink_stays_one_and_what_cannot_be_put_in_place_leaves_nothing() {
+    let scene = Scene::new();
+    let real = scene.dir.path().join("real.json");
+    std::fs::write(&real, "").expect("written");
+    std::os::unix::fs::symlink(&real, scene.file()).expect("a symlink");
+    scene.kept(&known_to(2)).await;
+    assert!(scene.file().is_symlink() && std::fs::read_to_string(&real).expect("there").contains("\"version\":2"));
+
+    let place = scene.dir.path().join("directory");
+    std::fs::create_dir(&place).expect("a directory");
+    let record = Record::of(seen(2), ours());
+    assert!(write(&place, &record).is_err());
+    let mut left = scene.entries();
+    left.sort();
+    assert_eq!(left, ["a.witness.json", "directory", "real.json"]);
+}
+
+/// In real time: the clock of a test does not run ahead while a thread is at work.
+#[tokio::test]
+async fn a_disk_that_hangs_holds_up_a_start_for_two_seconds_and_nothing_after() {
     let scene = Scene::new();
     let witness = scene.witness(ours());
-    let _thread_at_the_disk = witness.disk.clone().lock_owned().await;
-    let began = tokio::time::Instant::now();
-    witness.keep(&known(2)).await;
+    let file: Arc<Path> = scene.file().into();
+    let (free, hangs) = std::sync::mpsc::channel::<()>();
+    let began = std::time::Instant::now();
+    let hung = witness.at_disk(&file, move |_| {
+        // Ends when the sender is dropped.
+        let _ = hangs.recv();
+        Ok(())
+    });
+    assert!(matches!(hung.await, Err(WitnessError::Hangs { .. })));
+    assert!(began.elapsed() >= PATIENCE);
+    // No second thread goes there.
+    let began = std::time::Instant::now();
+    witness.recall(&key()).await;
+    witness.keep(&known_to(2)).await;
+    assert!(began.elapsed() < PATIENCE && !scene.file().exists());
     assert_eq!(scene.metrics.witness_trouble(), 1);
-    assert!(began.elapsed() <= PATIENCE && !scene.file().exists());
+    drop(free);
+    drop(witness.disk.clone().lock_owned().await);
+    witness.keep(&known_to(2)).await;
+    assert_eq!(scene.metrics.witness_trouble(), 0);
+    assert_eq!(scene.recalled(ours()).await, Some(seen(2)));
 }
 
 #[tokio::test]
 async fn without_a_file_nothing_is_kept() {
     let scene = Scene::new();
-    let witness = Witness::new(None, ours(), "a".into(), scene.metrics.clone());
+    let witness = scene.at(None, ours());
     witness.recall(&key()).await;
-    witness.keep(&known(2)).await;
+    witness.keep(&known_to(2)).await;
     assert!(scene.entries().is_empty());
 }

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::{Loss, Metadata};
+use super::{Loss, Metadata, View};
 
 /// Two versions, each with its creation time in Unix seconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,11 +19,28 @@ pub struct Seen {
 impl Seen {
     /// What metadata has lost that was seen.
     pub fn lost_in(&self, metadata: &Metadata) -> Option<Loss> {
-        let recreated = |(number, created): (u32, u64)| metadata.keys.get(&number).is_some_and(|&at| at != created);
+        self.lost(|number| metadata.keys.get(&number).copied(), metadata.latest_version)
+    }
+
+    /// What a view lacks that was seen.
+    pub fn lost_in_view(&self, view: &View) -> Option<Loss> {
+        self.lost(|number| view.by_number(number).map(|version| version.created), view.latest())
+    }
+
+    fn lost(&self, created: impl Fn(u32) -> Option<u64>, latest: u32) -> Option<Loss> {
+        // A time that was not known says nothing.
+        let recreated = |(number, at): (u32, u64)| at != 0 && created(number).is_some_and(|now| now != at);
         if recreated(self.active) || recreated(self.latest) {
             return Some(Loss::Recreated);
         }
-        (metadata.latest_version < self.latest.0).then_some(Loss::Behind)
+        (latest < self.latest.0).then_some(Loss::Behind)
+    }
+
+    /// The one of two that has seen more.
+    #[must_use]
+    pub fn newer(self, other: Self) -> Self {
+        let rank = |seen: &Self| (seen.latest.0, seen.active.0);
+        if rank(&other) > rank(&self) { other } else { self }
     }
 
     /// Reads what [`fmt::Display`] writes; nothing when it is anything else.
@@ -71,9 +88,24 @@ mod tests {
             (metadata(&[(9, 900)], 9), Some(Loss::Behind)),
             (metadata(&[(9, 901), (10, 1_000)], 10), Some(Loss::Recreated)),
             (metadata(&[(9, 900), (10, 1_001)], 10), Some(Loss::Recreated)),
+            // Both at once: what is worse.
+            (metadata(&[(9, 901)], 9), Some(Loss::Recreated)),
         ];
         for (metadata, lost) in cases {
             assert_eq!(SEEN.lost_in(&metadata), lost, "{metadata:?}");
         }
+    }
+    #[test]
+    fn a_time_that_was_not_known_makes_no_other_key_of_it() {
+        let seen = Seen { latest: (10, 0), ..SEEN };
+        assert_eq!(seen.lost_in(&metadata(&[(9, 900), (10, 1_000)], 10)), None);
+    }
+
+    #[test]
+    fn who_has_seen_more_is_believed() {
+        let more = Seen { latest: (11, 1_100), ..SEEN };
+        assert_eq!((SEEN.newer(more), more.newer(SEEN)), (more, more));
+        let later = Seen { active: SEEN.latest, ..SEEN };
+        assert_eq!((SEEN.newer(later), later.newer(SEEN)), (later, later));
     }
 }

@@ -89,9 +89,11 @@ impl KeyState {
         }
     }
 
-    /// What a process before this one has seen: the first view must not be older. Told before the keeper starts.
+    /// What a process before this one has seen, as it told or as its witness says: no look may show less. Of two that tell,
+    /// the one that has seen more is believed.
     pub fn remember(&self, seen: Seen) {
-        *self.remembered.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        *remembered = Some(remembered.map_or(seen, |known| known.newer(seen)));
     }
 
     /// What a process before this one has seen, if there was one.
@@ -148,7 +150,7 @@ impl KeyState {
         (!tolerated).then_some(class)
     }
 
-    /// Why nothing may be sealed even though OpenBao might do it: the key is not the one that was announced.
+    /// Why nothing may be sealed even though OpenBao might do it: the key is not the one that was seen before.
     pub fn seals_nothing(&self) -> Option<Class> {
         self.health().key_trouble.filter(|class| *class == Class::KeyRolledBack)
     }
@@ -184,6 +186,12 @@ impl KeyState {
     /// The current view, if there is one.
     pub fn peek(&self) -> Option<Arc<View>> {
         self.current.load_full()
+    }
+
+    /// The current view, unless it lacks what was seen before it: then it is there to open what is left, and no yardstick.
+    pub fn trusted(&self) -> Option<Arc<View>> {
+        let remembered = self.remembered();
+        self.peek().filter(|view| remembered.and_then(|seen| seen.lost_in_view(view)).is_none())
     }
 
     /// The view that the last healthy Status announced, if there was one.

@@ -59,8 +59,8 @@ impl Version {
     }
 }
 
-/// How metadata is older than a view.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// How metadata is older than a view; the worse, the greater.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Loss {
     /// The highest versions are missing, as on a standby that lags, or after a restore.
     Behind,

@@ -33,11 +33,10 @@ async fn bind(key: &KeyState, request: Request) -> Result<Bound, Error> {
     context.progress.enter(Stage::View);
     match operation {
         Operation::Encrypt { plaintext } => {
+            may_seal(key)?;
             let version = key.announced().await.active().clone();
-            // After the wait: the first view may be one to open with alone.
-            if let Some(class) = key.seals_nothing() {
-                return Err(class.into());
-            }
+            // After the wait as well: the first view may be one to open with alone.
+            may_seal(key)?;
             Ok(Bound { payload: Payload::Encrypt(plaintext), version, context })
         }
         Operation::Decrypt { ciphertext, key_id, annotations } => {
@@ -54,6 +53,10 @@ async fn bind(key: &KeyState, request: Request) -> Result<Bound, Error> {
             Ok(Bound { payload: Payload::Decrypt(ciphertext), version, context })
         }
     }
+}
+
+fn may_seal(key: &KeyState) -> Result<(), Error> {
+    key.seals_nothing().map_or(Ok(()), |class| Err(class.into()))
 }
 
 fn refused(refusal: Refusal) -> Error {

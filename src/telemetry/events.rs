@@ -21,7 +21,7 @@ events! {
     PEER_REFUSED "peer_refused" "A connection came from a user that is not allowed."
     STATUS_CHANGED "status_changed" "What Status says has changed."
     VIEW_CHANGED "view_changed" "The active key version or the set of versions has changed."
-    WITNESS_MISSING "witness_missing" "`witness.file` says nothing of the key: this start takes it for what it is."
+    WITNESS_MISSING "witness_missing" "`witness.file` says nothing of the key: this start takes it for what it is. Nobody is to be asked at the first start with this file; at a later one ask why."
     WITNESS_TROUBLE "witness_trouble" "`witness.file` cannot be read or written; calls are served all the same."
     KEY_FINDING "key_finding" "A property of the key is remarkable."
     LOGIN_SUCCEEDED "login_succeeded" "A token was obtained."

@@ -60,7 +60,8 @@ const STAND_INS: &[(&str, &str)] = &[
             'disable --now')
                 pid=$(cat \"$STAGE/$3.pid\"); kill \"$pid\"
                 while kill -0 \"$pid\" 2> /dev/null; do sleep 0.1; done; rm \"$STAGE/$3.pid\" ;;
-            'restart bao-kms-provider.service') systemctl disable --now \"$2\"; systemctl enable --now \"$2\" ;;
+            'stop bao-kms-provider.service') systemctl disable --now \"$2\" ;;
+            'start bao-kms-provider.service') systemctl enable --now \"$2\" ;;
             *) echo \"systemctl $*: not known here\" >&2; exit 1 ;;
         esac",
     ),

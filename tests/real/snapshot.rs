@@ -1,5 +1,6 @@
-//! An OpenBao that goes back to an older snapshot of its raft, while we run and while nobody does. The Transit key lacks the version that was last
-//! written with, and so do all tokens of ours that are younger: neither may be taken for a standby that lags for ever.
+//! An OpenBao that goes back to an older snapshot of its raft, while we run and while nobody does. The Transit key lacks the
+//! version that was last written with, and so do all tokens of ours that are younger: neither may be taken for a standby that
+//! lags for ever.
 
 use std::time::{Duration, Instant};
 

@@ -4,6 +4,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bao_kms_provider::auth::{Config as AuthConfig, Session, cert, jwt};
 use bao_kms_provider::backend::transit::{Config as TransitConfig, Transit};
@@ -118,7 +119,7 @@ impl Bao {
     /// Transit over a session, as a pipeline builds it.
     pub fn transit(&self) -> Transit {
         let (session, endpoint) = self.session(&self.jwt("kms"));
-        Transit::new(&self.transit_config(), layers::bao_stack(session, endpoint))
+        Transit::new(&self.transit_config(), layers::bao_stack(session, endpoint), Duration::from_secs(5))
     }
 
     pub fn transit_config(&self) -> TransitConfig {

@@ -105,43 +105,64 @@ async fn connect(path: &Path) -> Client {
     }
 }
 
-/// What runs goes on; what starts says why it has no socket, and has it once there is room.
-async fn a_disk_under_the_socket(break_it: impl Fn(&Disk), repair: impl Fn(&Disk), says: &str) {
+/// What runs goes on.
+async fn goes_on(path: &Path, client: &Client) {
+    let load = Load::start(client, 2);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    round(&connect(path).await, &[7; 32]).await.expect("a new connection too");
+    load.end().await.assert_clean(20, "with the disk as it is");
+}
+
+/// What starts says why it has no socket, and has it once it can.
+async fn starts_after(stage: &Stage, config: &str, path: &Path, says: &str, repair: impl FnOnce()) {
+    let program = stage.serve(config);
+    program.logged("socket_refused").await;
+    assert!(program.output().contains(says), "{}", program.output());
+    let (ready, report) = stage.admin("/readyz").await;
+    assert!(ready == 503 && report.contains(says), "{ready} {report}");
+    repair();
+    let client = connect(path).await;
+    status_until(&client, "ok", |status| status.healthz == "ok").await;
+    round(&client, &[7; 32]).await.expect("without a restart");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_under_the_socket_stops_neither_what_runs_nor_what_starts_in_a_dead_ones_place() {
     let stage = Stage::set().await;
     let Some(disk) = Disk::mount(&stage, "run") else { return };
     let (config, path) = (on_disk(&stage, &disk), disk.path("kms.sock"));
     let first = stage.serve(&config);
     let client = connect(&path).await;
     status_until(&client, "ok", |status| status.healthz == "ok").await;
-    break_it(&disk);
-    let load = Load::start(&client, 2);
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    round(&connect(&path).await, &[7; 32]).await.expect("a new connection too");
-    load.end().await.assert_clean(20, "with the disk as it is");
-
-    // Dropping kills it: its socket file and its lock stay.
+    disk.fill();
+    goes_on(&path, &client).await;
+    // Dropping kills it: its socket file and its lock stay, and are all that a new one needs.
     drop(first);
     let second = stage.serve(&config);
-    second.logged("socket_refused").await;
-    assert!(second.output().contains(says), "{}", second.output());
-    let (ready, report) = stage.admin("/readyz").await;
-    assert!(ready == 503 && report.contains(says), "{ready} {report}");
-    repair(&disk);
     let client = connect(&path).await;
     status_until(&client, "ok", |status| status.healthz == "ok").await;
-    round(&client, &[7; 32]).await.expect("without a restart");
-    drop(second);
-}
+    round(&client, &[7; 32]).await.expect("served in the dead one's place");
+    assert!(!second.output().contains("socket_refused"), "{}", second.output());
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_under_the_socket_stops_nothing_that_runs_and_what_starts_says_so() {
-    a_disk_under_the_socket(Disk::fill, Disk::empty, "No space left on device").await;
+    // Where there is none, there is no place to be had.
+    assert_eq!(second.stop().0, Some(0));
+    std::fs::remove_file(&path).expect("the socket that it left");
+    disk.fill();
+    starts_after(&stage, &config, &path, "No space left on device", || disk.empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_only_disk_under_the_socket_stops_nothing_that_runs_and_what_starts_says_so() {
-    let (close, open) = (|disk: &Disk| disk.allow_writing(false), |disk: &Disk| disk.allow_writing(true));
-    a_disk_under_the_socket(close, open, "Read-only file system").await;
+    let stage = Stage::set().await;
+    let Some(disk) = Disk::mount(&stage, "run") else { return };
+    let (config, path) = (on_disk(&stage, &disk), disk.path("kms.sock"));
+    let first = stage.serve(&config);
+    let client = connect(&path).await;
+    status_until(&client, "ok", |status| status.healthz == "ok").await;
+    disk.allow_writing(false);
+    goes_on(&path, &client).await;
+    drop(first);
+    starts_after(&stage, &config, &path, "Read-only file system", || disk.allow_writing(true)).await;
 }
 
 /// A socket that is there already needs no room: neither that of a service manager nor that of the process before.

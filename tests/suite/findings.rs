@@ -59,6 +59,17 @@ fn every_mistake_is_said_once_with_place_and_help() {
         ),
         (with("/var/lib/openbao-kms/identity.jwt", "identity.jwt"), "jwt.file: is a relative path", "absolute path"),
         (pipeline("witness: { file: a.json }"), "witness.file: is a relative path", "absolute path"),
+        (pipeline("witness: { file: /var/../a.json }"), "witness.file: contains `..`", "without it"),
+        (
+            pipeline("witness: { file: /var/lib/openbao-kms/identity.jwt }"),
+            "witness.file: is another file of this configuration as well",
+            "a file of its own",
+        ),
+        (
+            pipeline("witness: { file: /run/openbao-kms/kms.sock }"),
+            "witness.file: is another file of this configuration as well",
+            "a file of its own",
+        ),
         (pipeline("witness: {}"), "witness.file: is missing", ""),
         (with("https://bao.example:8200", "https://bao.example:99999"), "endpoints[0]: has a port", "1 to 65535"),
         (
@@ -249,7 +260,7 @@ fn pipelines_do_not_share_a_name_a_socket_or_a_witness() {
     let found = findings(&two.replace("workload-b.witness", "workload-a.witness"));
     assert_eq!(found.len(), 1, "{found:#?}");
     assert_eq!((found[0].path.as_str(), found[0].line), ("pipelines[workload-b].witness.file", 37));
-    assert!(found[0].message.contains("witness of another pipeline"), "{}", found[0]);
+    assert!(found[0].message.contains("another file of this configuration"), "{}", found[0]);
 }
 
 #[test]

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use bao_kms_provider::dev::server::Fault;
 use tokio::task::JoinSet;
 
 use super::load::Load;
-use super::support::{Stage, status_until};
+use super::support::{Stage, code, status_until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_openbao_that_comes_back_is_not_met_by_everybody_at_once() {
@@ -31,6 +32,21 @@ async fn an_openbao_that_comes_back_is_not_met_by_everybody_at_once() {
     load.end().await.assert_clean(16, "a deadline of 5 s spans an outage of 2.4 s");
 }
 
+/// An answer that comes after every call has ended is no answer, whatever the program's own patience.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_openbao_that_is_slower_than_any_call_waits_shows_in_status() {
+    let stage = Stage::set().await;
+    let _program = stage.serve(&stage.config("    health: { tolerance: 1s, deepProbeInterval: 1s }"));
+    let client = stage.client().await.with_timeout(Duration::from_secs(3));
+    status_until(&client, "ok", |status| status.healthz == "ok").await;
+    stage.server.faults().add("transit", Fault::Delay(Duration::from_secs(4)));
+    status_until(&client, "timeout", |status| status.healthz == "timeout" && status.key_id.is_empty()).await;
+    let late = client.encrypt(vec![7; 32], "u").await.err().expect("later than it waits");
+    assert_eq!(code(&late), tonic::Code::DeadlineExceeded, "{late}");
+    stage.server.faults().clear();
+    status_until(&client, "ok", |status| status.healthz == "ok").await;
+}
+
 /// Between two calls of those who do not wait for one another.
 const APART: Duration = Duration::from_millis(10);
 /// How many of them there are, and those among them that come while OpenBao is sealed.
@@ -39,7 +55,7 @@ const SEALED: std::ops::Range<usize> = 200..440;
 /// In which the rate is measured.
 const WINDOW: Duration = Duration::from_millis(200);
 /// What the rate may be above twice the steady one: the window is short.
-const UNSTEADY: usize = 10;
+const UNSTEADY: usize = 2;
 
 /// As when an API server fills its caches: whatever has piled up goes in few requests.
 #[tokio::test(flavor = "multi_thread")]

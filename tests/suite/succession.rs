@@ -79,7 +79,7 @@ async fn a_key_that_was_recreated_is_noticed_by_the_next_process_and_then_nobody
     service.signal(Signal::HUP);
     status_until(&client, "key_rolled_back", |status| status.healthz == "key_rolled_back").await;
     service.signal(Signal::USR2);
-    logged(&stage, "nobody else would notice").await;
+    logged(&stage, "a new process would not mend that").await;
     assert!(alive(service.main));
 }
 

@@ -124,7 +124,8 @@ async fn a_missing_key_and_a_missing_right_are_told_apart_where_openbao_does() {
     let bao_service = bao_kms_provider::layers::bao_stack(session, endpoint);
     let mut config = bao.transit_config();
     config.key = "another".into();
-    let error = Transit::new(&config, bao_service).metadata(Progress::default()).await.unwrap_err();
+    let error =
+        Transit::new(&config, bao_service, Duration::from_secs(5)).metadata(Progress::default()).await.unwrap_err();
     assert_eq!(error.class(), Class::TokenRejected, "the policy shows its own key only");
     assert!(error.detail().contains("policy"), "{error}");
     let root = bao.root();

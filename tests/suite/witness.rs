@@ -106,7 +106,7 @@ async fn a_restart_notices_a_key_that_was_rolled_back_until_it_is_back_or_the_wi
 
 /// Another key under the same name, as after a deletion by mistake.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_notices_a_key_that_was_made_anew() {
+async fn a_restart_notices_a_key_that_was_made_anew_until_the_old_one_is_back() {
     let scene = Scene::set().await;
     let mut other: Value = serde_json::from_str(&scene.older).expect("JSON");
     other["data"]["keys"]["1"] = json!(other["data"]["keys"]["1"].as_u64().expect("a time") + 60);
@@ -117,6 +117,12 @@ async fn a_restart_notices_a_key_that_was_made_anew() {
     let began = Instant::now();
     status_until(&client, "key_rolled_back", |status| status.healthz == "key_rolled_back").await;
     assert!(began.elapsed() < Duration::from_secs(8), "no lag explains it");
+    scene.stage.server.faults().clear();
+    let healed = status_until(&client, "ok", |status| status.healthz == "ok").await;
+    assert_eq!(healed.key_id, scene.sealed[1].key_id);
+    for (sealed, seed) in scene.sealed.iter().zip(1..) {
+        assert_eq!(open(&client, sealed).await, Ok(vec![seed; 32]));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,12 +130,7 @@ async fn a_witness_that_is_lost_damaged_or_of_another_key_stops_nothing() {
     let scene = Scene::set().await;
     let kept = std::fs::read(file(&scene.stage)).expect("a witness");
     let other = String::from_utf8(kept.clone()).expect("text").replace("obf1.", "obf1.AAAA");
-    let cases = [
-        (None, "witness_missing"),
-        (Some(kept[..20].to_vec()), "witness_trouble"),
-        (Some(other.into()), "witness_missing"),
-    ];
-    for (content, event) in cases {
+    for content in [None, Some(kept[..20].to_vec()), Some(other.into())] {
         match content {
             Some(content) => std::fs::write(file(&scene.stage), content).expect("written"),
             None => std::fs::remove_file(file(&scene.stage)).expect("removed"),
@@ -137,10 +138,24 @@ async fn a_witness_that_is_lost_damaged_or_of_another_key_stops_nothing() {
         let (program, client) = scene.start().await;
         status_until(&client, "ok", |status| status.healthz == "ok").await;
         round(&client, &[7; 32]).await.expect("served");
-        program.logged(&format!("\"{event}\"")).await;
+        program.logged("\"witness_missing\"").await;
         until("the witness is whole again", || std::fs::read(file(&scene.stage)).is_ok_and(|now| now == kept)).await;
         assert_eq!(scene.stage.metric(TROUBLE).await, 0);
     }
+}
+
+/// A key file under a name that was copied: whatever it is, it is somebody's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_no_witness_is_told_and_left_as_it_is() {
+    let stage = Stage::set().await;
+    let precious = stage.write("a.witness.json", "-----BEGIN PRIVATE KEY-----");
+    let program = stage.serve(&config(&stage));
+    let client = stage.client().await;
+    status_until(&client, "ok", |status| status.healthz == "ok").await;
+    program.logged("is no witness and is left as it is").await;
+    round(&client, &[7; 32]).await.expect("served");
+    assert_eq!(stage.metric(TROUBLE).await, 1);
+    assert_eq!(std::fs::read_to_string(precious).expect("there"), "-----BEGIN PRIVATE KEY-----");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,8 +23,6 @@ use crate::request::{
     BaoCall, BaoReply, BaoService, Bound, Credential, Lot, Method, Outcomes, Payload, Progress, Purpose, Reply, secret,
 };
 
-/// How long a question of our own (metadata, probe) may take.
-const OWN_DEADLINE: Duration = Duration::from_secs(5);
 /// A call without a deadline cannot come through the hallway; this bounds one that an embedder makes.
 const NO_DEADLINE: Duration = Duration::from_secs(30);
 /// The associated data of deep probes: never that of a stored object.
@@ -36,6 +34,8 @@ pub struct Transit {
     /// Shared, because the layers above clone this service several times for each call and a boxed one is dear to clone.
     bao: Arc<BaoService>,
     paths: Arc<Paths>,
+    /// How long a question of our own (metadata, probe) may take.
+    patience: Duration,
 }
 
 /// What a look at the key's metadata brought.
@@ -59,8 +59,9 @@ struct Paths {
 // === impl Transit ===
 
 impl Transit {
-    /// Transit of this mount and key, reached through `bao` (which enters at `token`).
-    pub fn new(config: &Config, bao: BaoService) -> Self {
+    /// Transit of this mount and key, reached through `bao` (which enters at `token`). `patience` is for questions of our own:
+    /// no longer than a call's, or Status would go on when calls no longer do.
+    pub fn new(config: &Config, bao: BaoService, patience: Duration) -> Self {
         let (mount, key) = (&config.mount, &config.key);
         let paths = Paths {
             encrypt: format!("{mount}/encrypt/{key}").into(),
@@ -68,7 +69,7 @@ impl Transit {
             key: format!("{mount}/keys/{key}").into(),
             keys_config: format!("{mount}/config/keys").into(),
         };
-        Self { bao: Arc::new(bao), paths: Arc::new(paths) }
+        Self { bao: Arc::new(bao), paths: Arc::new(paths), patience }
     }
 
     /// The key's metadata, from an address that `progress` does not avoid when there is one.
@@ -76,7 +77,7 @@ impl Transit {
     /// # Errors
     /// Whatever keeps the read from succeeding, by class.
     pub async fn metadata(&self, progress: Progress) -> Result<Look, Error> {
-        let call = BaoCall::own(Purpose::Metadata, Method::Get, self.paths.key.clone(), OWN_DEADLINE);
+        let call = BaoCall::own(Purpose::Metadata, Method::Get, self.paths.key.clone(), self.patience);
         let reply = self.ask(BaoCall { progress, ..call }).await?;
         Ok(Look { metadata: wire::metadata(&reply.body)?, date: reply.date, endpoint: reply.endpoint })
     }
@@ -86,7 +87,7 @@ impl Transit {
     /// # Errors
     /// As [`Transit::metadata`], but for a refusal by policy.
     pub async fn disable_upsert(&self) -> Result<Option<bool>, Error> {
-        let call = BaoCall::own(Purpose::KeysConfig, Method::Get, self.paths.keys_config.clone(), OWN_DEADLINE);
+        let call = BaoCall::own(Purpose::KeysConfig, Method::Get, self.paths.keys_config.clone(), self.patience);
         match self.ask(call).await {
             Ok(reply) => wire::disable_upsert(&reply.body).map(Some),
             Err(error) if error.class() == Class::TokenRejected => Ok(None),
@@ -115,11 +116,11 @@ impl Transit {
         let seed = secret(seed);
         let aad = wire::base64(PROBE_AAD.as_bytes());
         let body = wire::encrypt_body(&seed, &aad, version.number);
-        let call = BaoCall::own(Purpose::Encrypt, Method::Post, self.paths.encrypt.clone(), OWN_DEADLINE);
+        let call = BaoCall::own(Purpose::Encrypt, Method::Post, self.paths.encrypt.clone(), self.patience);
         let call = BaoCall { progress: progress.clone(), ..call };
         let sealed = wire::encrypted(&self.ask(call.with_body(body)).await?.body, version.number)?;
         let body = wire::decrypt_body(&sealed, &aad)?;
-        let call = BaoCall::own(Purpose::Decrypt, Method::Post, self.paths.decrypt.clone(), OWN_DEADLINE);
+        let call = BaoCall::own(Purpose::Decrypt, Method::Post, self.paths.decrypt.clone(), self.patience);
         let call = BaoCall { progress, ..call };
         let opened = wire::decrypted(&self.ask(call.with_body(body)).await?.body)?;
         if opened.expose_secret() == seed.expose_secret() {

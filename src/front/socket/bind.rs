@@ -119,7 +119,15 @@ fn listen(config: &Config, group: Option<u32>, known: Option<&Metadata>) -> Resu
         // From a process that was killed between bind and rename.
         rustix::fs::unlink(&fresh).map_err(io("cannot remove a temporary socket that was left behind"))?;
     }
-    rustix::net::bind(&socket, &address).map_err(io("cannot bind"))?;
+    let (bound, known) = match (rustix::net::bind(&socket, &address), known) {
+        // No room for a second one: what is dead makes room for it.
+        (Err(Errno::NOSPC), Some(dead)) if is_still(path, dead) => {
+            rustix::fs::unlink(path).map_err(io("cannot remove a dead socket from a full disk"))?;
+            (rustix::net::bind(&socket, &address), None)
+        }
+        bound => bound,
+    };
+    bound.map_err(io("cannot bind"))?;
     let placed = place(config, group, known, &fresh, &socket);
     if placed.is_err() {
         // The error that matters is the one above; a temporary name that stays is replaced next time.
@@ -143,16 +151,19 @@ fn place(
     }
     rustix::fs::chmod(fresh, config.mode.bits().into()).map_err(io("cannot set the mode"))?;
     rustix::net::listen(socket, BACKLOG).map_err(io("cannot listen"))?;
-    let now = path.symlink_metadata().ok();
-    let same = match (known, &now) {
-        (None, None) => true,
-        (Some(known), Some(now)) => (known.dev(), known.ino()) == (now.dev(), now.ino()),
-        _ => false,
+    let same = match known {
+        Some(known) => is_still(path, known),
+        None => path.symlink_metadata().is_err(),
     };
     if !same {
         return Err(SocketError::Occupied { path: path.clone(), what: "something that appeared a moment ago" });
     }
     rustix::fs::rename(fresh, path).map_err(io("cannot put the socket in its place"))
+}
+
+/// Whether what is at the path is what was there before.
+fn is_still(path: &Path, known: &Metadata) -> bool {
+    path.symlink_metadata().is_ok_and(|now| (known.dev(), known.ino()) == (now.dev(), now.ino()))
 }
 
 /// The name a socket is bound under before it is moved to its place. Its address says so for ever.
