@@ -86,6 +86,8 @@ mod suite {
     mod silence;
     #[cfg(feature = "dev")]
     mod soak;
+    #[cfg(feature = "dev")]
+    mod soak_beside;
     mod socket;
     #[cfg(feature = "dev")]
     mod standbys;

@@ -165,7 +165,7 @@ pub(super) async fn round(client: &Client, seed: &[u8]) -> Result<(), ClientErro
 }
 
 /// Makes the call until the server has processed it, within the API server's time.
-async fn repeated<T, F>(call: impl Fn() -> F) -> Result<T, ClientError>
+pub(super) async fn repeated<T, F>(call: impl Fn() -> F) -> Result<T, ClientError>
 where
     F: Future<Output = Result<T, ClientError>>,
 {
