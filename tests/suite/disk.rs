@@ -17,7 +17,7 @@ use serde_json::json;
 use super::handover::Service;
 use super::inherit;
 use super::load::{Load, round};
-use super::support::{KEY, PATIENCE, Program, Stage, eventually, status_until};
+use super::support::{KEY, PATIENCE, Program, Stage, eventually, skipped, status_until};
 
 /// A disk of 64 KiB and 32 inodes; gone when dropped.
 struct Disk(PathBuf);
@@ -32,7 +32,7 @@ impl Disk {
         if run("mount", &["-t", "tmpfs", "-o", "size=64k,nr_inodes=32,mode=0755", "tmpfs"], &path) {
             return Some(Self(path));
         }
-        eprintln!("skipped: a disk of its own needs a mount, which only root may make");
+        skipped("a disk of its own needs a mount, which only root may make");
         None
     }
 

@@ -44,10 +44,9 @@ async fn open(client: Client, (seed, sealed): Sealed) -> Result<(), String> {
         let (kms, sealed) = (client.clone(), sealed.clone());
         async move { kms.decrypt(sealed.ciphertext.to_vec(), "u", &sealed.key_id, sealed.annotations).await }
     });
-    match opened.await {
-        Ok(opened) => Ok(assert_eq!(opened, seed, "another plaintext")),
-        Err(error) => Err(format!("{error:?}")),
-    }
+    let opened = opened.await.map_err(|error| format!("{error:?}"))?;
+    assert_eq!(opened, seed, "another plaintext");
+    Ok(())
 }
 
 /// All at once; what the first of them failed with.
