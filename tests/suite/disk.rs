@@ -105,6 +105,14 @@ async fn connect(path: &Path) -> Client {
     }
 }
 
+/// The program, once Status is healthy.
+async fn healthy(stage: &Stage, config: &str, path: &Path) -> (Program, Client) {
+    let program = stage.serve(config);
+    let client = connect(path).await;
+    status_until(&client, "ok", |status| status.healthz == "ok").await;
+    (program, client)
+}
+
 /// What runs goes on.
 async fn goes_on(path: &Path, client: &Client) {
     let load = Load::start(client, 2);
@@ -131,16 +139,12 @@ async fn a_full_disk_under_the_socket_stops_neither_what_runs_nor_what_starts_in
     let stage = Stage::set().await;
     let Some(disk) = Disk::mount(&stage, "run") else { return };
     let (config, path) = (on_disk(&stage, &disk), disk.path("kms.sock"));
-    let first = stage.serve(&config);
-    let client = connect(&path).await;
-    status_until(&client, "ok", |status| status.healthz == "ok").await;
+    let (first, client) = healthy(&stage, &config, &path).await;
     disk.fill();
     goes_on(&path, &client).await;
     // Dropping kills it: its socket file and its lock stay, and are all that a new one needs.
     drop(first);
-    let second = stage.serve(&config);
-    let client = connect(&path).await;
-    status_until(&client, "ok", |status| status.healthz == "ok").await;
+    let (second, client) = healthy(&stage, &config, &path).await;
     round(&client, &[7; 32]).await.expect("served in the dead one's place");
     assert!(!second.output().contains("socket_refused"), "{}", second.output());
 
@@ -156,9 +160,7 @@ async fn a_read_only_disk_under_the_socket_stops_nothing_that_runs_and_what_star
     let stage = Stage::set().await;
     let Some(disk) = Disk::mount(&stage, "run") else { return };
     let (config, path) = (on_disk(&stage, &disk), disk.path("kms.sock"));
-    let first = stage.serve(&config);
-    let client = connect(&path).await;
-    status_until(&client, "ok", |status| status.healthz == "ok").await;
+    let (first, client) = healthy(&stage, &config, &path).await;
     disk.allow_writing(false);
     goes_on(&path, &client).await;
     drop(first);
