@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bao_kms_provider::dev::certificate::ClientAuthority;
-use bao_kms_provider::dev::server::{Options, Server};
+use bao_kms_provider::dev::server::{Fault, Options, Server};
 use bao_kms_provider::front::client::Client;
 use bao_kms_provider::front::v2::key_management_service_client::KeyManagementServiceClient;
 use bao_kms_provider::front::v2::{EncryptRequest, StatusRequest};
@@ -25,6 +25,8 @@ async fn reload_takes_what_is_good_and_keeps_what_runs_otherwise() {
     let program = stage.serve(&stage.config(""));
     let client = stage.client().await;
     let before = status_until(&client, "ok", |status| status.healthz == "ok").await;
+    assert!(stage.admin("/metrics").await.1.contains("bao_kms_config_refused 0"), "the file at the start is good");
+    assert!(!stage.admin("/readyz").await.1.contains("configRefused"));
     stage.write("config.yaml", "configVersion: v9");
     program.signal(Signal::HUP);
     program.logged("reload_refused").await;
@@ -43,6 +45,44 @@ async fn reload_takes_what_is_good_and_keeps_what_runs_otherwise() {
     assert_eq!(client.status().await.expect("the same connection").key_id, before.key_id);
     client.encrypt(vec![7; 32], "u").await.expect("the new stack serves");
     assert!(stage.admin("/metrics").await.1.contains("bao_kms_config_refused 0"));
+    let (code, report) = stage.admin("/readyz").await;
+    assert!(code == 200 && !report.contains("configRefused"), "{report}");
+}
+
+/// The most slots that so many calls at once come to, and how many of them wait meanwhile; OpenBao answers none of them.
+async fn crowd(stage: &Stage, client: &Client, calls: u8) -> (u64, u64) {
+    let hang = stage.server.faults().add("transit/encrypt", Fault::Hang);
+    let mut crowd = tokio::task::JoinSet::new();
+    for at in 0..calls {
+        let client = client.clone().with_timeout(Duration::from_secs(4));
+        crowd.spawn(async move { client.encrypt(vec![at; 32], "u").await.is_err() });
+    }
+    let (began, mut most) = (std::time::Instant::now(), (0, 0));
+    while began.elapsed() < Duration::from_secs(2) {
+        let used = stage.metric("bao_kms_slots_used{pipeline=\"a\"}").await;
+        let waiting = stage.metric("bao_kms_queued{pipeline=\"a\"}").await;
+        most = (most.0.max(used), most.1.max(waiting));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    stage.server.faults().remove(hang);
+    assert_eq!(crowd.join_all().await, vec![true; usize::from(calls)], "nothing was answered");
+    most
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_settings_of_a_layer_bound_the_calls_after_a_reload() {
+    let stage = Stage::set().await;
+    let program = stage.serve(&stage.config(""));
+    let steady = Steady::connect(&stage).await;
+    let client = stage.client().await;
+    for (config, slots, waiting) in [("", 8, 0), ("    layers: { admit: { maxInFlight: 2 } }", 2, 6), ("", 8, 0)] {
+        if stage.config(config) != std::fs::read_to_string(stage.path("config.yaml")).expect("the file") {
+            reload(&stage, &program, &stage.config(config)).await;
+        }
+        status_until(&client, "ok", |status| status.healthz == "ok").await;
+        assert_eq!(crowd(&stage, &client, 8).await, (slots, waiting), "slots and calls that wait under {config:?}");
+        steady.untouched().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
