@@ -2,6 +2,7 @@
 
 use rustix::process::Signal;
 
+use super::load::round;
 use super::support::{Stage, status_until};
 
 const WRONG: &str = "obf1.AAAAAAAAAAAAAAAAAAAAAAAA.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
@@ -46,6 +47,57 @@ async fn a_pipeline_that_was_refused_for_its_pin_serves_once_it_is_right() {
     stage.write("config.yaml", &stage.config(""));
     program.signal(Signal::HUP);
     status_until(&client, "ok", |status| status.healthz == "ok").await;
+}
+
+/// What a fingerprint covers: a value of the running file, and another one that would be good at a start.
+const COVERED: [(&str, &str, &str); 9] = [
+    ("identity.providerName", "providerName: p,", "providerName: other,"),
+    ("identity.clusterId", "clusterId: c,", "clusterId: other,"),
+    ("identity.openbaoId", "openbaoId: b,", "openbaoId: other,"),
+    ("backend.transit.namespace", "mount: transit,", "mount: transit, namespace: other,"),
+    ("identity.transitMountId", "transitMountId: m,", "transitMountId: other,"),
+    ("identity.keyLineageId", "keyLineageId: l }", "keyLineageId: other }"),
+    ("backend.transit.mount", "mount: transit,", "mount: other,"),
+    ("backend.transit.key", "key: k8s-etcd,", "key: other,"),
+    ("rotation.activationDelay", "activationDelay: 1s", "activationDelay: 2s"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_value_that_a_fingerprint_covers_is_refused_by_its_path_and_what_ran_goes_on() {
+    let stage = Stage::set().await;
+    let program = stage.serve(&stage.config(""));
+    let client = stage.client().await;
+    let before = status_until(&client, "ok", |status| status.healthz == "ok").await;
+    let sealed = client.encrypt(vec![7; 32], "u").await.expect("Encrypt");
+    // With each comes a change that a reload may make: the file is refused as a whole.
+    let quieter = |config: String| config.replace("level: trace", "level: error");
+    for (path, from, to) in COVERED {
+        let changed = stage.config("").replacen(from, to, 1);
+        assert_ne!(changed, stage.config(""), "{path}");
+        stage.write("config.yaml", &quieter(changed));
+        program.signal(Signal::HUP);
+        let refused = format!("pipeline a: {path} cannot change while it runs: ");
+        program.logged(&refused).await;
+        let (code, report) = stage.admin("/readyz").await;
+        assert!(code == 200 && report.contains(&refused), "{path}: {report}");
+        assert_eq!(stage.metric("bao_kms_config_refused").await, 1, "{path}");
+
+        let status = client.status().await.expect("Status");
+        assert_eq!((status.healthz.as_str(), &status.key_id), ("ok", &before.key_id), "{path}");
+        let fresh = client.encrypt(vec![8; 32], "u").await.expect(path);
+        assert_eq!(fresh.key_id, before.key_id, "{path}");
+        let opened = client.decrypt(sealed.ciphertext.to_vec(), "u", &sealed.key_id, sealed.annotations.clone()).await;
+        assert_eq!(opened.expect(path), vec![7; 32]);
+    }
+    assert!(!program.output().contains("\"event\":\"reloaded\""), "{}", program.output());
+    let told = program.output().matches("\"event\":\"reload_refused\"").count();
+    assert_eq!(told, COVERED.len(), "one word for each");
+
+    stage.write("config.yaml", &stage.config(""));
+    program.signal(Signal::HUP);
+    program.logged("\"event\":\"reloaded\"").await;
+    assert_eq!(stage.metric("bao_kms_config_refused").await, 0);
+    round(&client, &[9; 32]).await.expect("the first file serves as before");
 }
 
 #[tokio::test(flavor = "multi_thread")]
