@@ -87,20 +87,25 @@ impl Scene {
         away
     }
 
-    async fn make(&self, trouble: Trouble) {
-        let lasting = |body: String| _ = self.node.faults().add(KEY, Fault::Reply { status: 200, body });
+    /// Begins it; the rule of the node that plays it, if one does.
+    async fn make(&self, trouble: Trouble) -> Option<FaultId> {
+        let lasting = |body: String| Some(self.node.faults().add(KEY, Fault::Reply { status: 200, body }));
         match trouble {
             Trouble::SoftDeleted => {
                 admin(&self.stage, "DELETE", &format!("{KEY}/soft-delete"), &Value::Null).await;
+                None
             }
-            Trouble::PolicyTaken => self.put_policy("path \"x\" { capabilities = [\"read\"] }").await,
+            Trouble::PolicyTaken => {
+                self.put_policy("path \"x\" { capabilities = [\"read\"] }").await;
+                None
+            }
             Trouble::RolledBack => lasting(self.old.clone()),
             Trouble::Recreated => {
                 let text = admin(&self.stage, "GET", KEY, &Value::Null).await;
                 let mut other: Value = serde_json::from_str(&text).expect("JSON");
                 let made = other["data"]["keys"]["2"].as_u64().expect("a time");
                 other["data"]["keys"]["2"] = json!(made + 60);
-                lasting(other.to_string());
+                lasting(other.to_string())
             }
         }
     }
@@ -187,5 +192,33 @@ async fn trouble_with_the_key_that_is_found_on_the_return_from_an_absence_takes_
         scene.stops(trouble, well).await;
         scene.mend(trouble).await;
         scene.heals(&format!("{trouble:?} on the return from an absence")).await;
+    }
+}
+
+/// What was wrong before OpenBao went away is still wrong while it is: only a success would say otherwise.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_absence_after_trouble_with_the_key_is_named_and_gives_no_key_id_back() {
+    let scene = Scene::set().await;
+    for trouble in TROUBLES {
+        let played = scene.make(trouble).await;
+        scene.stops(trouble, |_| ()).await;
+        let away = scene.node.faults().add("", Fault::Reset);
+        // The older rule acts where both match: with it gone the node answers nothing at all.
+        played.into_iter().for_each(|rule| scene.node.faults().remove(rule));
+        status_until(&scene.client, "absent", |status| {
+            assert_eq!(status.key_id, "", "{trouble:?}: {}", status.healthz);
+            status.healthz == "connection_lost"
+        })
+        .await;
+        // For longer than the tolerance, so that what is shown is neither tolerated nor coasted through.
+        let began = Instant::now();
+        while began.elapsed() < WATCHED {
+            let status = scene.client.status().await.expect("Status always answers");
+            assert_eq!((status.healthz.as_str(), status.key_id.as_str()), ("connection_lost", ""), "{trouble:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        scene.mend(trouble).await;
+        scene.node.faults().remove(away);
+        scene.heals(&format!("{trouble:?} and then an absence")).await;
     }
 }
