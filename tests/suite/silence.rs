@@ -7,16 +7,10 @@ use std::time::{Duration, Instant};
 
 use bao_kms_provider::dev::server::{Fault, Line};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use tonic::Code;
 
-use super::faults::{Row, Scene};
+use super::faults::{End, Row, Scene, late};
 use super::load::round;
-use super::support::{Stage, code, status_until};
-
-/// Its own deadline is what a caller meets.
-fn late(name: &'static str, status: &'static str) -> Row {
-    Row { name, class: "deadline_exceeded", code: Code::DeadlineExceeded, status: Some(status) }
-}
+use super::support::{Stage, status_until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silence_after_the_request_is_the_callers_deadline_with_the_slow_part_named() {
@@ -34,7 +28,7 @@ async fn silence_after_the_request_is_the_callers_deadline_with_the_slow_part_na
 async fn a_half_open_connection_is_the_callers_deadline_with_the_slow_part_named() {
     let scene = Scene::set().await;
     let rows = [
-        (late("silence before TLS", "unreachable"), Line::SilentBeforeTls),
+        (Row { status: Some("unreachable"), ..late("silence before TLS", "timeout") }, Line::SilentBeforeTls),
         (late("silence after TLS", "timeout"), Line::SilentAfterTls),
     ];
     for (row, line) in rows {
@@ -47,7 +41,7 @@ async fn a_half_open_connection_is_the_callers_deadline_with_the_slow_part_named
 async fn an_openbao_without_a_leader_is_no_leader_and_not_sealed() {
     let scene = Scene::set().await;
     for text in ["node is not active", "no active Vault instance found"] {
-        let row = Row { name: text, class: "no_leader", code: Code::Unavailable, status: Some("no_leader") };
+        let row = late(text, "no_leader");
         let fault = Fault::Reply { status: 503, body: format!("{{\"errors\":[\"{text}\"]}}\n") };
         scene
             .play(&row, |stage| _ = stage.server.faults().add("transit/", fault), |stage| stage.server.faults().clear())
@@ -93,21 +87,32 @@ async fn a_black_holed_address_costs_bounded_time_and_heals() {
     let _program = stage.serve(&stage.config_of(&[url], "    health: { tolerance: 1s }"));
     let client = stage.client().await.with_timeout(Duration::from_secs(1));
     status_until(&client, "ok", |status| status.healthz == "ok").await;
+    let sealed = client.encrypt(vec![7; 32], "u").await.expect("Encrypt");
     node.shutdown().await;
     let hole = BlackHole::at(port);
-    for _ in 0..2 {
-        let error = client.encrypt(vec![7; 32], "u").await.err().expect("nobody is there");
-        let (text, code) = (error.to_string(), code(&error));
-        // Ours, with its reason, and not the client's own.
-        assert!(text.contains("unreachable") || text.contains("(slow part: OpenBao)"), "{text}");
-        let late = text.contains("deadline_exceeded: ");
-        assert_eq!(code, if late { Code::DeadlineExceeded } else { Code::Unavailable }, "{text}");
-    }
+    let lost = async |what: &str| {
+        let began = Instant::now();
+        let write = async { (client.encrypt(vec![8; 32], "u").await.err(), began.elapsed()) };
+        let open = client.decrypt(sealed.ciphertext.to_vec(), "u", &sealed.key_id, sealed.annotations.clone());
+        let read = async { (open.await.err(), began.elapsed()) };
+        let (write, read) = tokio::join!(write, read);
+        for (call, (error, took)) in [("Encrypt", write), ("Decrypt", read)] {
+            let (what, error) = (format!("{what}: {call}"), error.expect("nobody is there"));
+            // Whoever tries it meets silence, whoever waits behind that one is told what was known.
+            let known = error.to_string().ends_with("(because of unreachable)");
+            End::Late(if known { "unreachable" } else { "timeout" }).check(&what, &error, took);
+        }
+    };
+    lost("at once").await;
+    lost("again").await;
     status_until(&client, "unreachable", |status| status.healthz == "unreachable" && status.key_id.is_empty()).await;
+    lost("when it is known").await;
     drop(hole);
     let _node = stage.node(port).await;
     let began = Instant::now();
     status_until(&client, "ok", |status| status.healthz == "ok").await;
     assert!(began.elapsed() < Duration::from_secs(4), "recovery took {:?}", began.elapsed());
+    let opened = client.decrypt(sealed.ciphertext.to_vec(), "u", &sealed.key_id, sealed.annotations.clone()).await;
+    assert_eq!(opened.expect("without a restart"), vec![7; 32]);
     round(&client, &[7; 32]).await.expect("without a restart");
 }
