@@ -1,6 +1,8 @@
 //! What looks alive and is not, or not as fast as it was: connections that die without a word while new ones work, as behind
 //! a load balancer that fails over; nodes that are all slow; a standby that stays behind.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bao_kms_provider::dev::client::{Client as BaoClient, Endpoint};
@@ -14,6 +16,9 @@ use tokio::time::Instant;
 use super::load::{Load, round};
 use super::nodes::three;
 use super::support::{PATIENCE, Stage, eventually, status_until};
+
+/// How long each answer takes where OpenBao is slow.
+const SLOW: Duration = Duration::from_millis(1_600);
 
 /// Carries bytes to OpenBao, until connections are frozen: those that there are stay open and carry nothing more.
 struct Forwarder {
@@ -90,6 +95,11 @@ async fn connections_that_died_without_a_word_cost_what_was_on_them_and_nothing_
     }
 }
 
+/// How often OpenBao was asked to seal, at whatever node.
+fn seals(stage: &Stage) -> u64 {
+    stage.server.state().calls().of("transit/encrypt")
+}
+
 /// Slower than half of what a caller waits, which is what a call gives an address when it has another one to go to.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_openbao_that_is_slow_at_every_address_is_waited_for() {
@@ -99,16 +109,64 @@ async fn an_openbao_that_is_slow_at_every_address_is_waited_for() {
     let _program = stage.serve(&stage.config_of(&urls, ""));
     let client = stage.client().await.with_timeout(Duration::from_secs(3));
     status_until(&client, "ok", |status| status.healthz == "ok").await;
-    stage.server.faults().add("transit", Fault::Delay(Duration::from_millis(1_600)));
+    stage.server.state().faults().add("transit", Fault::Delay(SLOW));
     let began = std::time::Instant::now();
-    let load = Load::start(&client, 4);
-    tokio::time::sleep(Duration::from_secs(20)).await;
-    let account = load.end().await;
+    let begun = Arc::new(AtomicU64::new(0));
+    let load = Load::of(8, Duration::from_millis(5), |at| {
+        let (client, begun) = (client.clone(), begun.clone());
+        move || {
+            begun.fetch_add(1, Ordering::Relaxed);
+            let client = client.clone();
+            async move { round(&client, &[at as u8; 32]).await }
+        }
+    });
     // The first calls find out that it is no better elsewhere, and breakers open on the way.
     let noticed = began + Duration::from_secs(8);
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let before = (seals(&stage), begun.load(Ordering::Relaxed));
+    tokio::time::sleep(Duration::from_secs(16)).await;
+    let (asked, calls) = (seals(&stage) - before.0, begun.load(Ordering::Relaxed) - before.1);
+    let account = load.end().await;
     let late: Vec<_> = account.failures.iter().filter(|failure| failure.from > noticed).collect();
     assert!(late.is_empty(), "{late:?}");
+    assert!(account.slowest >= SLOW, "nothing was slow: {account:?}");
     assert!(account.done >= 4, "{account:?}");
+    // One of the keeper's probes may be among them.
+    assert!(asked <= calls + calls / 10 + 1, "OpenBao was asked {asked} times for {calls} calls");
+}
+
+/// An answer that takes its time is waited for: a call is one request, and nobody asks another node meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_takes_its_time_is_not_asked_for_at_another_node() {
+    const CALLERS: u8 = 8;
+    const ROUNDS: u8 = 4;
+    let stage = Stage::set().await;
+    let nodes = [stage.node(0).await, stage.node(0).await];
+    let urls: Vec<_> = nodes.iter().map(Server::url).collect();
+    let _program = stage.serve(&stage.config_of(&urls, "    health: { deepProbeInterval: 1h }"));
+    let client = stage.client().await.with_timeout(Duration::from_secs(5));
+    status_until(&client, "ok", |status| status.healthz == "ok").await;
+    let state = stage.server.state();
+    for call in ["transit/encrypt", "transit/decrypt"] {
+        state.faults().add(call, Fault::Delay(Duration::from_millis(400)));
+    }
+    // Decrypts share requests, so that it is what requests bring that counts.
+    let asked = || (seals(&stage), state.calls().items("transit/encrypt"), state.calls().items("transit/decrypt"));
+    let before = asked();
+    let mut callers = JoinSet::new();
+    for caller in 0..CALLERS {
+        let client = client.clone();
+        callers.spawn(async move {
+            for at in 0..ROUNDS {
+                round(&client, &[caller * ROUNDS + at; 32]).await.expect("slow, and no more than that");
+            }
+        });
+    }
+    callers.join_all().await;
+    let (after, calls) = (asked(), u64::from(CALLERS * ROUNDS));
+    let more = (after.0 - before.0, after.1 - before.1, after.2 - before.2);
+    assert_eq!(more, (calls, calls, calls), "requests to seal, seeds to seal and seeds to open, for as many calls");
+    assert_eq!(nodes[1].calls().of("transit/encrypt") + nodes[1].calls().of("transit/decrypt"), 0, "the first serves");
 }
 
 /// Longer than metadata may be behind before it counts as a key that was rolled back.
