@@ -1,5 +1,6 @@
 //! Seeds, tokens and credentials stand in the program's memory and nowhere else; and the process keeps others out of it.
 
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -17,8 +18,9 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use secrecy::ExposeSecret;
 
 use super::puppet::{House, healthy, reverse};
-use super::support::{PATIENCE, Stage, connect, status_until, until};
+use super::support::{PATIENCE, Program, Stage, connect, status_until, until};
 use super::traces::{Collector, config as traced};
+use super::user::{SERVICE, as_user, given_to_all};
 
 /// Something that must not be seen, in the spellings in which a careless line would show it.
 struct Secret {
@@ -258,17 +260,37 @@ async fn probe_prints_no_seed_and_no_ciphertext() {
     }
 }
 
-/// proc(5): the limit on core files, `NoNewPrivs`, and, as an undumpable process shows it, files that belong to root.
+/// Whose files a process has below /proc: those of its user, or root's when it cannot be dumped (proc(5)).
+fn owners(pid: u32) -> Vec<u32> {
+    let owner = |name: &str| std::fs::metadata(format!("/proc/{pid}/{name}")).expect("there").uid();
+    ["environ", "fd", "maps", "mem", "auxv"].map(owner).to_vec()
+}
+
+/// proc(5): the limit on core files, `NoNewPrivs`, and the owner of its files, which tells something of a user that is not root.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_process_denies_itself_core_dumps_and_privileges() {
-    use std::os::unix::fs::MetadataExt;
     let stage = Stage::set().await;
-    let program = stage.serve(&stage.config(""));
+    let root = rustix::process::geteuid().is_root();
+    stage.write("config.yaml", &stage.config(""));
+    let (mut binary, mut user) =
+        (PathBuf::from(env!("CARGO_BIN_EXE_bao-kms-provider")), rustix::process::geteuid().as_raw());
+    if root {
+        (binary, user) = (given_to_all(&stage), SERVICE);
+        for name in ["", "config.yaml", "identity.jwt", "ca.pem"] {
+            chown(stage.path(name), Some(SERVICE), Some(SERVICE)).expect("given away");
+        }
+    }
+    let start = |command: Command| {
+        let start = move || Program::spawn(command);
+        if root { as_user(SERVICE, &[], start) } else { start() }
+    };
+    let mut command = Command::new(&binary);
+    command.args(["serve", "--config"]).arg(stage.path("config.yaml"));
+    let program = start(command);
     let client = stage.client().await;
     status_until(&client, "ok", |status| status.healthz == "ok").await;
     let proc = PathBuf::from(format!("/proc/{}", program.child.id()));
     let read = |name: &str| std::fs::read_to_string(proc.join(name));
-    let root = rustix::process::geteuid().is_root();
     match read("limits") {
         Ok(limits) => {
             let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
@@ -277,7 +299,11 @@ async fn the_process_denies_itself_core_dumps_and_privileges() {
         Err(error) => assert!(!root, "{error}"),
     }
     assert!(read("status").expect("status").contains("NoNewPrivs:\t1"));
-    assert_eq!(std::fs::metadata(proc.join("environ")).expect("there").uid(), 0, "not dumpable");
+    assert_eq!(owners(program.child.id()), [0; 5], "not dumpable");
+    // What denies itself nothing shows that the system tells one from the other.
+    let mut command = Command::new("sleep");
+    command.arg("60");
+    assert_eq!(owners(start(command).child.id()), [user; 5], "dumpable");
 }
 
 #[tokio::test(flavor = "multi_thread")]

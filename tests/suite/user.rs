@@ -10,7 +10,7 @@ use rustix::process::{Gid, Uid};
 use super::support::{Stage, status_until};
 
 /// `openbao-kms`, user and group.
-const SERVICE: u32 = 471_401;
+pub(super) const SERVICE: u32 = 471_401;
 /// `openbao-kms-socket`.
 const SOCKET: u32 = 471_402;
 /// An API server that is not root.
@@ -29,7 +29,7 @@ impl Drop for Service {
 }
 
 /// Does something on a thread that takes this identity and ends with it; what it starts inherits the identity.
-fn as_user<T: Send>(id: u32, groups: &[u32], work: impl FnOnce() -> T + Send) -> T {
+pub(super) fn as_user<T: Send>(id: u32, groups: &[u32], work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let groups: Vec<_> = groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
@@ -55,6 +55,15 @@ fn given(path: &Path, mode: u32, uid: u32, gid: u32) {
     chown(path, Some(uid), Some(gid)).expect("given away");
 }
 
+/// The program where anybody may start it: the checkout may lie where nobody else can go.
+pub(super) fn given_to_all(stage: &Stage) -> PathBuf {
+    let program = stage.path("bao-kms-provider");
+    let built = Path::new(env!("CARGO_BIN_EXE_bao-kms-provider"));
+    std::fs::hard_link(built, &program).or_else(|_| std::fs::copy(built, &program).map(drop)).expect("the program");
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("mode");
+    program
+}
+
 /// What `probe` comes to for somebody.
 fn probe(program: &Path, socket: &Path, id: u32, groups: &[u32]) -> (Option<i32>, String) {
     let mut command = Command::new(program);
@@ -74,11 +83,7 @@ async fn the_services_user_serves_the_sockets_group_and_nobody_else() {
     let etc = directory(&stage.path("etc"), 0o750, 0, SERVICE);
     let state = directory(&stage.path("state"), 0o700, SERVICE, SERVICE);
     let run = directory(&stage.path("run"), 0o750, SERVICE, SOCKET);
-    // The checkout may lie where nobody else can go.
-    let program = stage.path("bao-kms-provider");
-    let built = Path::new(env!("CARGO_BIN_EXE_bao-kms-provider"));
-    std::fs::hard_link(built, &program).or_else(|_| std::fs::copy(built, &program).map(drop)).expect("the program");
-    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("mode");
+    let program = given_to_all(&stage);
 
     let socket = run.join("kms.sock");
     let (jwt, ca) = (state.join("identity.jwt"), etc.join("openbao-ca.pem"));
