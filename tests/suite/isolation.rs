@@ -8,7 +8,7 @@ use bao_kms_provider::front::client::Client;
 use serde_json::{Value, json};
 
 use super::load::{Load, round, sealed_under};
-use super::support::{PATIENCE, Stage, status_until};
+use super::support::{PATIENCE, Stage, status_until, until};
 
 /// A pipeline of [`Stage::config`] under another name, at a socket of its own.
 fn named(pipeline: &str, at: usize) -> String {
@@ -129,6 +129,8 @@ async fn repair(way: usize, stage: &Stage, node: &Server) {
     }
 }
 
+/// How many callers the pipeline has that breaks: they go on when it does.
+const HAMMER: usize = 4;
 /// What healthy callers wait: kube-apiserver's time.
 const CALLER: Duration = Duration::from_secs(3);
 /// For how long neighbours are looked at before the trouble, which is what they are then compared with.
@@ -233,6 +235,15 @@ async fn one_pipeline_at_a_time_breaks_in_every_way_and_nineteen_are_unmoved() {
             let (neighbour, seed) = (neighbours[caller].clone(), vec![caller as u8; 32]);
             move || neighbour.clone().round(client.clone(), seed.clone(), key_id.clone())
         });
+        // From the beginning, so that what is compared differs by the trouble alone.
+        let hammer = Load::of(HAMMER, Duration::from_millis(20), |caller| {
+            let (client, seed) = (clients[way].clone(), vec![caller as u8; 32]);
+            move || {
+                let (client, seed) = (client.clone(), seed.clone());
+                async move { round(&client, &seed).await }
+            }
+        });
+        until("its callers are served", || hammer.done() >= HAMMER).await;
         tokio::time::sleep(CALM).await;
         let broke = Instant::now();
         break_it(way, &stage, &nodes[way]).await;
@@ -249,6 +260,10 @@ async fn one_pipeline_at_a_time_breaks_in_every_way_and_nineteen_are_unmoved() {
         }
         load.end().await.assert_clean(others.len(), what);
         assert_unmoved(&neighbours, broke, what);
+        let hammered = hammer.end().await;
+        let lost = hammered.failures.iter().filter(|failure| failure.to > broke).count();
+        assert_eq!(hammered.failures.len(), lost, "{what}: it was well before: {:?}", hammered.failures);
+        assert!(class.is_none() == (lost == 0), "{what}: {:?}", hammered.failures);
         repair(way, &stage, &nodes[way]).await;
         status_until(&clients[way], "ok again", |status| status.healthz == "ok").await;
     }
