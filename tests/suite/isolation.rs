@@ -57,7 +57,7 @@ async fn healthy_pipelines_are_unmoved_by_the_trouble_of_others() {
         text.push_str(&one);
     }
     let program = stage.serve(&format!("{text}telemetry:{tail}"));
-    let mut loads = Vec::new();
+    let (mut loads, mut hammers) = (Vec::new(), Vec::new());
     for at in broken.len()..20 {
         let client = connect(&stage, at).await;
         status_until(&client, "ok", |status| status.healthz == "ok").await;
@@ -69,12 +69,17 @@ async fn healthy_pipelines_are_unmoved_by_the_trouble_of_others() {
         if let Some(class) = class {
             assert_eq!(status.healthz, *class, "{what}");
         }
+        hammers.push((what, Load::start(&client, HAMMER)));
     }
     program.logged("socket_refused").await;
     assert_eq!(stage.admin("/readyz").await.0, 503, "readiness is that of the whole");
     tokio::time::sleep(Duration::from_secs(1)).await;
     for (at, load) in loads.into_iter().enumerate() {
         load.end().await.assert_clean(10, &format!("healthy pipeline {at}"));
+    }
+    for (what, hammer) in hammers {
+        let hammered = hammer.end().await;
+        assert!(hammered.done == 0 && hammered.failures.len() >= HAMMER, "{what}: {hammered:?}");
     }
 }
 
