@@ -6,9 +6,9 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::support::openbao::OpenBao;
+use crate::support::openbao::{OpenBao, leader};
 use crate::support::provider::{Login, PROGRAM, Setup};
 
 /// What the service manager is told. A thread takes every message at once, as systemd does: the sender would wait.
@@ -65,7 +65,8 @@ async fn an_inherited_socket_serves_and_the_service_manager_is_told() {
     manager.hears(&["READY=1", "WATCHDOG=1", "STATUS=workload-a: unreachable"]);
 
     bao.start().await;
-    provider.status("ok").await;
+    leader(std::slice::from_ref(&bao)).await;
+    provider.recovers(Instant::now()).await;
     manager.hears(&["STATUS=workload-a: ok", "WATCHDOG=1"]);
     assert!(provider.stop().success());
     manager.hears(&["STOPPING=1"]);
@@ -94,7 +95,7 @@ pipelines:
     );
     std::fs::write(&config, text).expect("the configuration");
     let run = move || Command::new(PROGRAM).args(["serve", "--config"]).arg(config).output();
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let output = tokio::task::spawn_blocking(run).await.expect("the thread").expect("the program");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(5), "{said}");
