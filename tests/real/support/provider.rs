@@ -49,13 +49,15 @@ pub struct Provider {
 }
 
 impl Setup {
-    /// One pipeline against this OpenBao, with delays short enough for a test.
+    /// One pipeline against this OpenBao, with delays short enough for a test. It keeps a witness but with a certificate:
+    /// whoever names no file for one is served as well.
     pub fn new(folder: &Path, bao: &OpenBao, login: Login) -> Self {
         let folder = folder.join("provider");
         std::fs::create_dir_all(folder.join("run")).expect("a folder");
         std::fs::set_permissions(folder.join("run"), std::fs::Permissions::from_mode(0o750)).expect("ours");
         let (jwt, ca) = (folder.join("identity.jwt"), folder.join("ca.pem"));
         std::fs::copy(&bao.ca, &ca).expect("OpenBao's CA");
+        let witness = matches!(login, Login::Jwt);
         let auth = match login {
             Login::Jwt => {
                 private(&jwt, &bao.token(3600));
@@ -70,7 +72,7 @@ impl Setup {
         };
         let socket = folder.join("run/kms.sock");
         let admin = format!("127.0.0.1:{}", free_port());
-        let config = json!({
+        let mut config = json!({
             "configVersion": "v1",
             "pipelines": [{
                 "name": "workload-a",
@@ -85,10 +87,12 @@ impl Setup {
                 }},
                 "rotation": { "activationDelay": "2s", "metadataInterval": "1s" },
                 "health": { "tolerance": "1s" },
-                "witness": { "file": folder.join("witness.json") },
             }],
             "admin": { "listen": admin },
         });
+        if witness {
+            config["pipelines"][0]["witness"] = json!({ "file": folder.join("witness.json") });
+        }
         Self { config, folder, jwt, ca, socket, admin, clock: None }
     }
 
