@@ -9,7 +9,7 @@ use tonic::Code;
 
 use crate::support::load::{Call, Load};
 use crate::support::openbao::OpenBao;
-use crate::support::provider::{Login, Provider, Setup};
+use crate::support::provider::{Login, Provider, Setup, most_logins};
 use crate::support::wait::SOON;
 
 const CALLERS: usize = 16;
@@ -20,8 +20,6 @@ const PAUSE: Duration = Duration::from_millis(20);
 const TROUBLE: Duration = Duration::from_secs(6);
 /// For how long after the time of a repair no call may fail any more.
 const QUIET: Duration = Duration::from_secs(1);
-/// Logins that the beginning and the end of a trouble may take, beside one a second.
-const FEW: f64 = 4.0;
 
 fn load(client: &Client) -> Load {
     let mut load = Load::default();
@@ -42,6 +40,9 @@ async fn passes(provider: &Provider, client: &Client, class: &str, before: f64, 
     repair().await;
     let repaired = Instant::now();
     provider.recovers(repaired).await;
+    let (logins, took) = (provider.logins().await - before, began.elapsed());
+    let most = most_logins(took);
+    assert!(logins <= most, "{class}: {logins} logins in {took:?}, not {most}");
     tokio::time::sleep((repaired + SOON + QUIET).saturating_duration_since(Instant::now())).await;
     let calls = load.end().await;
     let lost: Vec<&Call> = calls.iter().filter(|call| call.refusal.is_some()).collect();
@@ -52,9 +53,9 @@ async fn passes(provider: &Provider, client: &Client, class: &str, before: f64, 
         assert!(message.starts_with(class), "{message}");
         assert!(call.ended < repaired + SOON, "{class}: {message} {:?} after the repair", call.ended - repaired);
     }
-    let (logins, seconds) = (provider.logins().await - before, began.elapsed().as_secs_f64());
-    eprintln!("{class}: {} calls lost, {logins} logins in {seconds:.1} s", lost.len());
-    assert!(logins <= FEW + seconds, "{class}: {logins} logins in {seconds} s");
+    eprintln!("{class}: {} calls lost, {logins} logins in {took:.1?}, {most} allowed", lost.len());
+    let later = provider.logins().await - before - logins;
+    assert!(later <= 1.0, "{class}: {later} logins after it was well again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

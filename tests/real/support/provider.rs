@@ -20,6 +20,16 @@ use super::{client, free_port};
 /// The binary under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_bao-kms-provider");
 
+/// Between two logins that do not help.
+const REPAIR_INTERVAL: Duration = Duration::from_millis(1_800);
+/// Logins that the beginning and the end of a trouble take.
+const FEW: f64 = 2.0;
+
+/// How many logins this long may see at most while they do not help: one every 1.8 s, and those at its ends.
+pub fn most_logins(span: Duration) -> f64 {
+    FEW + (span.as_secs_f64() / REPAIR_INTERVAL.as_secs_f64()).floor()
+}
+
 /// How the program logs in.
 pub enum Login {
     Jwt,
