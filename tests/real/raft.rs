@@ -18,17 +18,26 @@ const CALLERS: [(usize, Duration); 3] =
     [(16, Duration::from_secs(5)), (4, Duration::from_secs(3)), (4, Duration::from_secs(1))];
 /// Between two rounds of a caller.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Between two calls that do not wait for one another, as when an API server fills its caches, and how long each waits.
+const APART: Duration = Duration::from_millis(20);
+const ARRIVAL: Duration = Duration::from_secs(5);
+/// How many of those an election holds up at least: it takes longer than a second.
+const HELD_UP: usize = 50;
+/// By when all of them are answered once the first one is: they go together.
+const DRAINED: Duration = Duration::from_secs(1);
 const KILLS: usize = 5;
 /// No election is over as soon as this after a kill, and what was under way then has failed.
 const SETTLED: Duration = Duration::from_millis(300);
-/// What a call may still need when the first one is answered by the new leader.
-const EXCHANGE: Duration = Duration::from_millis(100);
+/// What a call may still need when the first one is answered by the new leader: a hundred and more wait with it.
+const EXCHANGE: Duration = Duration::from_millis(250);
 /// How long after a node leads the first call may be answered: whoever waits is behind a trial that comes soon.
 const NOTICED: Duration = Duration::from_millis(750);
 /// In which the rate is measured.
 const WINDOW: Duration = Duration::from_millis(200);
-/// What the rate may be above twice the steady one: the window is short.
-const UNSTEADY: usize = 10;
+/// What the rate may be above twice the steady one, as a part of that: the window is short.
+const UNSTEADY: f64 = 0.1;
+/// The least that a leader is asked in a window by all of these callers: fewer are no load, or were not counted.
+const LOADED: usize = 20;
 /// Exchanges for calls in one second without a leader, and a few more at first: one at a time, after pauses that grow to a
 /// third of a second for each address, each perhaps with a redirect. Everybody at once would be a hundred.
 const TRIALS: f64 = 20.0;
@@ -116,6 +125,8 @@ async fn leaders_die_under_load_and_no_call_is_lost() {
     for (callers, patience) in CALLERS {
         load.add(&client, callers, patience, PAUSE);
     }
+    load.arrive(&client, APART, ARRIVAL).await;
+    let arriving = Instant::now();
     let samples = tokio::spawn(sample(provider.clone()));
 
     let mut elections = Vec::new();
@@ -137,6 +148,9 @@ async fn leaders_die_under_load_and_no_call_is_lost() {
         assert_eq!(provider.status("ok").await, key_id);
     }
     let calls = load.end().await;
+    let arrived = calls.iter().filter(|call| call.arrival).count();
+    let expected = arriving.elapsed().as_secs_f64() / APART.as_secs_f64();
+    assert!(arrived as f64 > expected / 2.0, "{arrived} calls came by themselves, not {expected}");
     drop(provider);
     let samples = samples.await.expect("samples");
 
@@ -161,10 +175,13 @@ async fn leaders_die_under_load_and_no_call_is_lost() {
             .map(|(_, sum)| sum)
             .collect();
         let trials = inside.last().copied().unwrap_or(&0.0) - inside.first().copied().unwrap_or(&0.0);
+        let waited = calls.iter().filter(|call| call.arrival && call.began < over && call.ended >= over);
+        let (held_up, drained) = (waited.clone().count(), waited.map(|call| call.ended - over).max());
+        let drained = drained.expect("calls that wait");
         let (busiest, steady) = election.rates(&nodes);
         eprintln!(
-            "a leader after {:?}, an answer after {:?}; {} calls ended early; {trials} trials; {busiest} requests in the \
-             busiest {WINDOW:?}, {steady} in a steady one",
+            "a leader after {:?}, an answer after {:?}; {} calls ended early, {held_up} arrivals waited, {drained:?} more; {trials} trials; \
+             {busiest} requests in the busiest {WINDOW:?}, {steady} in a steady one",
             election.elected - election.killed,
             over - election.killed,
             lost.count(),
@@ -174,7 +191,11 @@ async fn leaders_die_under_load_and_no_call_is_lost() {
         }
         let most = FIRST_TRIALS + TRIALS * (over - election.killed).as_secs_f64();
         assert!(trials <= most, "{trials} exchanges while no leader answered: callers wait behind one of them");
-        assert!(busiest <= 2 * steady + UNSTEADY, "{busiest} requests in {WINDOW:?}, {steady} before");
+        assert!(held_up >= HELD_UP, "{held_up} calls that waited could hardly be a burst");
+        assert!(drained < DRAINED, "the last of {held_up} was answered {drained:?} after the first");
+        assert!(steady >= LOADED, "{steady} requests in {WINDOW:?} are no rate");
+        let most = 2.0 * steady as f64 * (1.0 + UNSTEADY);
+        assert!(busiest as f64 <= most, "{busiest} requests in {WINDOW:?}, {steady} before");
     }
     assert!(wrong.is_empty(), "{} calls:\n{}", wrong.len(), wrong.join("\n"));
 }
