@@ -34,6 +34,10 @@ struct Node {
     encryption: PathBuf,
     /// Held while the API server restarts.
     turn: Arc<Mutex<()>>,
+    /// Held while the program restarts.
+    ours: Arc<Mutex<()>>,
+    /// How far its clock is off, in seconds.
+    off: f64,
 }
 
 impl Node {
@@ -50,25 +54,29 @@ impl Node {
         setup.clock = Some(off);
         let provider = setup.start();
         provider.status("ok").await;
-        // Its own clock tells when its token ends.
-        let ends = provider.sum("bao_kms_token_expiry_timestamp_seconds", &[]).await;
-        let really = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970") + Duration::from_secs(3_600);
-        let off = ends - really.as_secs_f64();
-        assert!((off - seconds).abs() < 10.0, "its clock is {off} s off, not {seconds}");
+        check_clock(&provider, seconds).await;
         let encryption = folder.path().join("encryption.json");
         write(&encryption, &provider.setup.socket, Phase::Read);
         let server = ApiServer::start(folder.path(), etcd, &encryption).await;
-        Self { folder, provider, server, encryption, turn: Arc::default() }
+        Self { folder, provider, server, encryption, turn: Arc::default(), ours: Arc::default(), off: seconds }
     }
 
     fn seen(&self, name: &'static str) -> Seen {
         let (socket, reader) = (self.provider.setup.socket.clone(), self.server.reader());
-        Seen { name, socket, reader, turn: self.turn.clone() }
+        Seen { name, socket, reader, turn: self.turn.clone(), ours: self.ours.clone() }
     }
 
     async fn key_id(&self) -> String {
         self.provider.connect().await.status().await.expect("Status").key_id
     }
+}
+
+/// Its own clock tells when its token ends.
+async fn check_clock(provider: &Provider, seconds: f64) {
+    let ends = provider.sum("bao_kms_token_expiry_timestamp_seconds", &[]).await;
+    let really = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970") + Duration::from_secs(3_600);
+    let off = ends - really.as_secs_f64();
+    assert!((off - seconds).abs() < 10.0, "its clock is {off} s off, not {seconds}");
 }
 
 /// The two phases of docs/install.md.
@@ -112,6 +120,26 @@ async fn restart(node: &mut Node) {
     node.server.restart().await;
 }
 
+/// Ends a program of ours and starts it again, as a service manager does; its clock is off as before.
+async fn restart_ours(node: &mut Node) {
+    let _turn = node.ours.lock().await;
+    assert!(node.provider.stop().success());
+    node.provider.start();
+    node.provider.status("ok").await;
+    check_clock(&node.provider, node.off).await;
+}
+
+/// What is sealed at one socket opens at the other one, and both seal under this key_id.
+async fn open_each_other(a: &Node, b: &Node, key_id: &str) {
+    for (writer, reader) in [(a, b), (b, a)] {
+        let (writer, reader) = (writer.provider.connect().await, reader.provider.connect().await);
+        let sealed = writer.encrypt(vec![9; 32], "u").await.expect("sealed");
+        assert_eq!(sealed.key_id, key_id);
+        let opened = reader.decrypt(sealed.ciphertext, "u", &sealed.key_id, sealed.annotations).await;
+        assert_eq!(opened.expect("the other one opens it"), vec![9; 32]);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_one_node_writes_the_other_reads_through_phases_rotation_restarts_and_failover() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -144,12 +172,24 @@ async fn what_one_node_writes_the_other_reads_through_phases_rotation_restarts_a
     bao[at].write(&bao[at].key("/rotate"), json!({})).await;
     let made = bao[at].read(&bao[at].key("")).await["keys"]["2"].as_u64().expect("a second version");
     let active = UNIX_EPOCH + Duration::from_secs(made) + DELAY;
-    until("both to announce the new version", LONG, async || {
+    // Whose clock is ahead would be the first to move if a new process went by it.
+    restart_ours(&mut a).await;
+    let second = until("both to announce the new version", LONG, async || {
         let (a, b) = (a.key_id().await, b.key_id().await);
-        if a == b && a != first { Ok(()) } else { Err("not yet".to_owned()) }
+        if a == b && a != first { Ok(a) } else { Err("not yet".to_owned()) }
     })
     .await;
     exchange(&a, &b, &mut names, "rotated").await;
+
+    // Whose clock is behind would go back; its API server and the other one have to ask for everything then.
+    restart_ours(&mut b).await;
+    assert!(SystemTime::now() < active + Duration::from_secs_f64(-OFF[1]), "its clock is past the activation as well");
+    assert_eq!((a.key_id().await, b.key_id().await), (second.clone(), second.clone()), "a restart moves nothing");
+    open_each_other(&a, &b, &second).await;
+    for node in [&mut a, &mut b] {
+        restart(node).await;
+    }
+    exchange(&a, &b, &mut names, "rotated-and-restarted").await;
 
     // Another process of ours on each host, and API servers that have to ask it; then a new leader.
     a.provider.hand_over().await;

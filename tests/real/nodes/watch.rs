@@ -28,6 +28,8 @@ pub struct Seen {
     pub reader: Reader,
     /// Held while the API server restarts: nobody asks it then.
     pub turn: Arc<Mutex<()>>,
+    /// The same for the program.
+    pub ours: Arc<Mutex<()>>,
 }
 
 /// The watch, until `end`.
@@ -48,7 +50,8 @@ impl Watch {
         for node in &nodes {
             clients.push(Client::connect(&node.socket).await.expect("a socket").with_timeout(PATIENCE));
         }
-        let pair = tokio::spawn(compare([clients[0].clone(), clients[1].clone()], stop.clone()));
+        let turns = nodes.each_ref().map(|node| node.ours.clone());
+        let pair = tokio::spawn(compare([clients[0].clone(), clients[1].clone()], turns, stop.clone()));
         let mut readers = JoinSet::new();
         for (at, node) in nodes.into_iter().enumerate() {
             let sealed = clients[1 - at].encrypt(vec![7; 32], "watch").await.expect("sealed");
@@ -73,10 +76,12 @@ impl Watch {
     }
 }
 
-async fn compare(clients: [Client; 2], stop: Arc<AtomicBool>) -> Vec<SystemTime> {
+async fn compare(clients: [Client; 2], turns: [Arc<Mutex<()>>; 2], stop: Arc<AtomicBool>) -> Vec<SystemTime> {
     let mut apart = Vec::new();
     while !stop.load(Ordering::Relaxed) {
+        let turns = tokio::join!(turns[0].lock(), turns[1].lock());
         let (a, b) = tokio::join!(status(&clients[0]), status(&clients[1]));
+        drop(turns);
         let (a, b) = (a.expect("Status"), b.expect("Status"));
         assert_eq!((a.healthz.as_str(), b.healthz.as_str()), ("ok", "ok"));
         if a.key_id != b.key_id {
@@ -110,7 +115,9 @@ async fn read(
         let value = node.reader.value(&name).await;
         drop(turn);
         // The API server keeps seeds that it has opened; another one asks for them.
+        let turn = node.ours.lock().await;
         let opened = open(&client, &sealed).await;
+        drop(turn);
         reads += 2;
         if value.as_ref() != Ok(&name) {
             failed.push(format!("{} after {:?}: {name}: {value:?}", node.name, began.elapsed()));
