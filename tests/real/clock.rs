@@ -1,4 +1,4 @@
-//! A node whose clock is years behind, and jumps while its token is renewed every few seconds and taken away after each jump.
+//! A node whose clock is years behind, or an hour ahead or behind: it jumps, and each time its token is taken away.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -104,4 +104,39 @@ async fn a_clock_that_is_years_behind_and_jumps_moves_nothing() {
     let most = began.elapsed().as_secs_f64() / 3.6 + 2.0;
     assert!((3.0..=most).contains(&fine), "{fine} renewals, not 3 to {most}");
     rotates(&bao, &client, &key_id).await;
+}
+
+/// By the node's own clock the JWT, which is good for an hour, has expired after the one jump and is not good yet after the
+/// other: OpenBao alone says what it is worth.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_jumps_an_hour_around_the_true_time_hinders_no_login() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let bao = OpenBao::durable(folder.path()).await;
+    bao.provision().await;
+    let mut setup = Setup::new(folder.path(), &bao, Login::Jwt);
+    let clock = folder.path().join("clock");
+    let set = |seconds: i64| std::fs::write(&clock, format!("{seconds:+}\n")).expect("a file");
+    set(0);
+    setup.clock = Some(clock.clone());
+    let provider = setup.start();
+    let key_id = provider.status("ok").await;
+    let client = provider.connect().await;
+    check_logins(&provider, 1.0).await;
+    for (tokens, jump) in [(1.0, HOUR), (2.0, 0), (3.0, -HOUR), (4.0, 0)] {
+        set(jump);
+        let jumped = Instant::now();
+        // The token, which is good for an hour as well, goes by no clock of the node.
+        serves(&client, &key_id, jumped + JUMPED).await;
+        check_logins(&provider, tokens).await;
+        bao.write("sys/leases/revoke-prefix/auth/jwt", json!({})).await;
+        serves(&client, &key_id, jumped + BETWEEN).await;
+        check_logins(&provider, tokens + 1.0).await;
+        check_clock(&provider, jump + HOUR).await;
+    }
+    let log = provider.log();
+    for doubt in ["the JWT has expired by this node's clock", "the JWT is not valid yet by this node's clock"] {
+        assert!(log.contains(doubt), "the jumps were to lead past both ends of its validity: {log}");
+    }
+    let renewals = provider.sum("bao_kms_logins_total", &["call=\"renew\""]).await;
+    assert!(renewals < 1.0, "{renewals} renewals of tokens that are seconds old");
 }
