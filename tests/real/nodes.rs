@@ -174,6 +174,8 @@ async fn what_one_node_writes_the_other_reads_through_phases_rotation_restarts_a
     let active = UNIX_EPOCH + Duration::from_secs(made) + DELAY;
     // Whose clock is ahead would be the first to move if a new process went by it.
     restart_ours(&mut a).await;
+    assert_eq!(a.key_id().await, first, "not before the activation");
+    assert!(SystemTime::now() + APART < active, "too late to show anything");
     let second = until("both to announce the new version", LONG, async || {
         let (a, b) = (a.key_id().await, b.key_id().await);
         if a == b && a != first { Ok(a) } else { Err("not yet".to_owned()) }
