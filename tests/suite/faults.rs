@@ -9,7 +9,7 @@ use bao_kms_provider::front::client::{Client, ClientError};
 use tonic::Code;
 
 use super::load::round;
-use super::support::{Program, Stage, status_until};
+use super::support::{Program, Stage, skipped, status_until};
 
 /// What callers wait: less than any time-out of ours, so that only a deadline that is honoured can answer them.
 const CALLER: Duration = Duration::from_secs(1);
@@ -250,8 +250,7 @@ async fn a_name_that_does_not_resolve_is_name_resolution_until_it_does() {
     let mut may = std::process::Command::new("unshare");
     may.args(["--mount", "true"]).stderr(std::process::Stdio::null());
     if !may.status().is_ok_and(|status| status.success()) {
-        eprintln!("skipped: a resolver of its own needs a mount namespace, which only root may make");
-        return;
+        return skipped("a resolver of its own needs a mount namespace, which only root may make");
     }
     let stage = Stage::set().await;
     let hosts = stage.write("hosts", "127.0.0.1 localhost\n");
