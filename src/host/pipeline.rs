@@ -154,7 +154,7 @@ impl Pipeline {
         Ok(self.entrance.give()?.map(|socket| Given {
             pipeline: self.config.name.clone(),
             announces: self.announces(Instant::now()),
-            seen: key.peek().map(|view| view.seen()).or_else(|| key.remembered()),
+            seen: key.seen(),
             fingerprint: self.fingerprint(),
             socket,
         }))

@@ -188,6 +188,12 @@ impl KeyState {
         self.current.load_full()
     }
 
+    /// The most that was seen of the key, by this process or one before it.
+    pub fn seen(&self) -> Option<Seen> {
+        let by_us = self.peek().map(|view| view.seen());
+        by_us.into_iter().chain(self.remembered()).reduce(Seen::newer)
+    }
+
     /// The current view, unless it lacks what was seen before it: then it is there to open what is left, and no yardstick.
     pub fn trusted(&self) -> Option<Arc<View>> {
         let remembered = self.remembered();
@@ -368,6 +374,18 @@ mod tests {
         state.status(now);
         state.publish(view(&[(1, 1), (2, 2)], 2));
         assert_eq!(state.announced().await.active().number, 2);
+    }
+
+    #[test]
+    fn a_view_that_lacks_what_is_remembered_is_no_yardstick_and_hides_nothing() {
+        let (state, second) = (state(Outage::StopWrites), view(&[(1, 1), (2, 2)], 0).seen());
+        state.publish(view(&[(1, 1)], 0));
+        assert_eq!(state.seen(), state.trusted().map(|view| view.seen()));
+        state.remember(second);
+        assert_eq!((state.seen(), state.trusted()), (Some(second), None));
+        state.publish(view(&[(1, 1), (2, 2), (3, 3)], 0));
+        assert_eq!(state.seen().map(|seen| seen.latest), Some((3, 3)));
+        assert!(state.trusted().is_some());
     }
 
     #[tokio::test(start_paused = true)]
