@@ -22,10 +22,14 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
+        Self::of(Login::Jwt).await
+    }
+
+    async fn of(login: Login) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let bao = OpenBao::dev(folder.path()).await;
         bao.provision().await;
-        let setup = Setup::new(folder.path(), &bao, Login::Jwt);
+        let setup = Setup::new(folder.path(), &bao, login);
         Self { _folder: folder, bao, setup }
     }
 }
@@ -129,10 +133,21 @@ fn restore_path(bao: &OpenBao) -> String {
     format!("{}/restore/{}", bao.setup.mount, bao.setup.key)
 }
 
-/// The key as it was before a rotation comes back from a backup.
 #[tokio::test]
 async fn a_key_restored_from_an_older_backup_is_key_rolled_back() {
-    let mut scene = Scene::new().await;
+    rolls_back(Scene::new().await).await;
+}
+
+/// A certificate's configuration names no file for a witness: what one process saw itself is enough for it.
+#[tokio::test]
+async fn a_key_restored_from_an_older_backup_is_key_rolled_back_without_a_witness() {
+    let mut scene = Scene::of(Login::Cert).await;
+    assert!(scene.setup.pipeline().get("witness").is_none());
+    rolls_back(scene).await;
+}
+
+/// The key as it was before a rotation comes back from a backup.
+async fn rolls_back(mut scene: Scene) {
     let backup = backup(&scene.bao).await;
     scene.setup.pipeline()["health"]["tolerance"] = json!("3m");
     let provider = scene.setup.start();
