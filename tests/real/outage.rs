@@ -12,8 +12,8 @@ use crate::support::wait::{LONG, until};
 
 /// More than the three minutes for which an API server goes on with a seed, and its ten seconds between two looks.
 const GRACE: Duration = Duration::from_secs(300);
-/// An API server that is well looks once a minute, so that a third of them may be over when OpenBao goes; who stops sooner
-/// than this has not stopped for the end of its grace.
+/// An API server that is well looks once a minute, so that one minute of its three may be over when OpenBao goes. Writes that
+/// stop sooner than this have not stopped for the end of the grace.
 const LEAST: Duration = Duration::from_secs(100);
 /// Those three minutes, and more than the ten seconds between two looks: who still writes so long after the last healthy
 /// Status that anybody can have seen does not live on the ordinary grace.
