@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 use tokio::sync::Mutex;
@@ -125,7 +125,7 @@ async fn restart_ours(node: &mut Node) {
     let _turn = node.ours.lock().await;
     assert!(node.provider.stop().success());
     node.provider.start();
-    node.provider.status("ok").await;
+    node.provider.recovers(Instant::now()).await;
     check_clock(&node.provider, node.off).await;
 }
 

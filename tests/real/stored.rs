@@ -2,6 +2,7 @@
 //! rotation in Transit reaches the API server's next write.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use prost::Message;
 
@@ -79,7 +80,7 @@ async fn a_secret_is_stored_through_us_and_reads_back_over_restarts_of_either_si
 
     assert!(cluster.provider.stop().success(), "SIGTERM is a clean end");
     cluster.provider.start();
-    cluster.provider.status("ok").await;
+    cluster.provider.recovers(Instant::now()).await;
     assert_eq!(cluster.server.value("first").await.as_deref(), Ok("only-etcd-must-not-see-this"));
     cluster.server.store("second", "after-our-restart").await;
     assert_eq!(cluster.server.value("second").await.as_deref(), Ok("after-our-restart"));
@@ -124,7 +125,7 @@ async fn a_rotation_reaches_the_next_write_and_old_secrets_stay_readable() {
         attempt += 1;
         let name = format!("running-{attempt}");
         cluster.server.store(&name, "written while it runs").await;
-        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
         let envelope = cluster.envelope(&name).await;
         if envelope.key_id == after { Ok(()) } else { Err(format!("still {}", envelope.key_id)) }
     })
