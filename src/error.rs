@@ -141,7 +141,7 @@ classes! {
     KeyUnusable "key_unusable" OpenBao Never Key
         "The Transit key cannot be used for this." "The findings in the log and at /readyz name the property; the key must be an AEAD type without derivation."
     KeyRolledBack "key_rolled_back" OpenBao Never Key
-        "The Transit key is older than what was seen before: it was restored from a snapshot or recreated." "Restore the newest backup of the key, and restart no API server before: the seeds it has opened may be the last copies. Only if what the key lost is accepted, stop this program, remove its witness file if it has one, and start it again: objects written under the lost versions stay closed."
+        "The Transit key is older than what was seen before: it was restored from a snapshot or recreated." "Restore the newest backup of the key, and restart no API server before: the seeds it has opened may be the last copies. Only if what the key lost is accepted, remove its witness file if it has one and restart this program: objects written under the lost versions stay closed."
     WrongVersion "wrong_version" OpenBao Counted None
         "OpenBao encrypted with another version than asked." "Check that nothing between us and OpenBao rewrites requests."
 }

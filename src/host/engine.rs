@@ -2,6 +2,7 @@
 //! pipeline's configuration. A reload builds another one and gives the old one back its time to end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::Mutex;
@@ -18,6 +19,10 @@ use crate::key::{Finding, Identity, KeyState, RefreshRequests};
 use crate::layers::{self, Endpoint};
 use crate::request::{BaoService, KmsService};
 use crate::telemetry::metrics::PipelineMetrics;
+
+/// The least and the most that a question by which Status is judged may take: what an API server with the usual three seconds
+/// waits less our margin, and what a round of the keeper can take four times.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(2_800), Duration::from_secs(10));
 
 /// What an engine is given by its pipeline; it outlives the engine.
 #[derive(Clone)]
@@ -70,7 +75,8 @@ impl Engine {
             around.pipeline.clone(),
         );
         let bao = layers::bao_stack(session.clone(), BaoService::new(endpoint.clone()));
-        let transit = Transit::new(transit, bao, config.layers.deadline.unnamed.get());
+        let patience = config.layers.deadline.unnamed.get().clamp(PATIENCE.0, PATIENCE.1);
+        let transit = Transit::new(transit, bao, patience);
         let kms = layers::stack(&config.layers, around.key.clone(), transit.clone(), around.metrics.clone());
         let (pipeline, metrics, disk) = (around.pipeline.clone(), around.metrics.clone(), around.disk.clone());
         let witness = Witness::new(config.witness.as_ref(), fingerprint, pipeline, metrics, disk);

@@ -35,8 +35,8 @@ pub enum HandOverError {
     /// The next process would close as we do, or, without a witness, take the key for what it is.
     #[error(
         "pipeline {pipeline}: its key is older than what was seen of it (key_rolled_back), and a new process would not \
-         mend that; restore the newest backup of the key, or, if what was lost is accepted, stop the service, remove its \
-         witness file if it has one, and start it again"
+         mend that; restore the newest backup of the key, or, if what was lost is accepted, remove its witness file \
+         if it has one and restart the service"
     )]
     RolledBack {
         /// The pipeline's label.
@@ -87,7 +87,7 @@ impl Successor {
         }
         let mut sockets = Vec::new();
         for pipeline in host.pipelines() {
-            if pipeline.key().seals_nothing().is_some() {
+            if pipeline.key().is_in_doubt() {
                 return Err(HandOverError::RolledBack { pipeline: pipeline.config().name.clone() });
             }
             sockets.extend(pipeline.give()?);

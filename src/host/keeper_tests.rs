@@ -245,7 +245,7 @@ async fn a_start_with_a_key_that_was_made_anew_seals_nothing_until_the_old_one_i
     keeping.abort();
 }
 
-/// The process before has not seen all that there is.
+/// What is remembered speaks of the second version alone; the view knows when the first one was made.
 #[tokio::test(start_paused = true)]
 async fn a_key_that_is_made_anew_is_noticed_at_once_whatever_is_remembered() {
     let (mood, key, keeping) = started(HAS_TWO_VERSIONS, second());

@@ -6,7 +6,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as Lock, PoisonError};
 use std::time::Duration;
 
@@ -24,7 +23,7 @@ use crate::telemetry::metrics::PipelineMetrics;
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[schemars(rename = "Witness")]
 pub struct Config {
-    /// The file in which the newest versions that were seen are kept, one for each pipeline, on a disk that outlives a restart and where this service may write: below /var/lib/openbao-kms as it is packaged. A start whose key is older seals nothing until the key is back, or the file is removed while the service is stopped.
+    /// The file in which the newest versions that were seen are kept, one for each pipeline, on a disk that outlives a restart and where this service may write: below /var/lib/openbao-kms as it is packaged. A start whose key is older seals nothing until the key is back, or the file is removed and the service restarted.
     #[schemars(length(min = 1))]
     pub file: PathBuf,
 }
@@ -35,6 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const MAX_RECORD: u64 = 4 << 10;
 /// The format that is written.
 const FORMAT: u32 = 1;
+/// How the name of a file ends that is still to take the record's place, and when one has been left behind.
+const NEW: &str = ".new";
+const LEFT_BEHIND: Duration = Duration::from_secs(60);
 /// How every record begins, of this format and of any other.
 const BEGINNING: &[u8] = b"{\"format\":";
 
@@ -84,9 +86,7 @@ enum WitnessError {
     Foreign { path: PathBuf },
     #[error("{path}: has format {format}, of a newer program; go back to that one, or remove the file")]
     Newer { path: PathBuf, format: u64 },
-    #[error(
-        "{path}: cannot be written: {source}; its directory must exist, have room, and be writable for this service"
-    )]
+    #[error("{path}: cannot be kept: {source}; its directory must exist, have room, and be writable for this service")]
     Write { path: PathBuf, source: io::Error },
     #[error("{path}: the disk does not answer")]
     Hangs { path: PathBuf },
@@ -147,10 +147,17 @@ impl Witness {
     /// Lets the file say what is known of the key, unless the file knows more: then the key is told.
     pub async fn keep(&self, key: &KeyState) {
         let (Some(file), Some(view)) = (self.file.clone(), known(key)) else { return };
-        let record = Record::of(view.seen(), self.fingerprint.clone());
+        let (record, remembered) = (Record::of(view.seen(), self.fingerprint.clone()), key.remembered());
+        // What the process before us told has been judged already, and outweighs a file that contradicts it.
+        let counts = move |seen: &Seen| remembered.is_none_or(|told| told.newer(*seen) == *seen);
         let kept = self.at_disk(&file, move |file| match read(file)? {
             Content::Record(there) if there == record => Ok(None),
-            Content::Record(there) if there.knows_more(&record.fingerprint, &view) => Ok(Some(there.seen())),
+            Content::Record(there) if there.knows_more(&record.fingerprint, &view) && counts(&there.seen()) => {
+                Ok(Some(there.seen()))
+            }
+            Content::Record(there) if there.format > FORMAT => {
+                Err(WitnessError::Newer { path: file.into(), format: there.format.into() })
+            }
             _ => write(file, &record).map(|()| None),
         });
         if let Some(more) = self.noted(kept.await).flatten() {
@@ -158,22 +165,24 @@ impl Witness {
         }
     }
 
-    /// Works at the disk in a thread that may block, and waits for it no longer than a start has patience.
+    /// Works at the disk in a thread that may block, one after the other, and waits no longer than a start has patience.
     async fn at_disk<T: Send + 'static>(
         &self,
         file: &Arc<Path>,
         work: impl FnOnce(&Path) -> Result<T, WitnessError> + Send + 'static,
     ) -> Result<T, WitnessError> {
-        let hangs = || WitnessError::Hangs { path: file.to_path_buf() };
-        let turn = self.disk.clone().try_lock_owned().map_err(|_| hangs())?;
-        let at = file.clone();
-        let done = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            work(&at)
-        });
+        let (disk, at) = (self.disk.clone(), file.clone());
+        let done = async move {
+            let turn = disk.lock_owned().await;
+            let work = move || {
+                let _turn = turn;
+                work(&at)
+            };
+            tokio::task::spawn_blocking(work).await
+        };
         match tokio::time::timeout(PATIENCE, done).await {
             Ok(Ok(outcome)) => outcome,
-            _ => Err(hangs()),
+            _ => Err(WitnessError::Hangs { path: file.to_path_buf() }),
         }
     }
 
@@ -187,7 +196,7 @@ impl Witness {
             (before, Some(now)) if before.as_ref() != Some(now) => tracing::warn!(
                 event = events::WITNESS_TROUBLE,
                 pipeline,
-                "{now}. Until then a start does not notice a key that was rolled back"
+                "{now}. Until that is mended a start may not notice a key that was rolled back"
             ),
             (Some(_), None) => tracing::info!(event = events::WITNESS_TROUBLE, pipeline, "the witness is kept again"),
             _ => {}
@@ -224,9 +233,12 @@ impl Record {
 fn read(file: &Path) -> Result<Content, WitnessError> {
     let text = match files::read(file, Secrecy::Public, MAX_RECORD) {
         Err(FileError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
-            // Without its directory it may only be that a disk is not mounted yet.
+            // Behind a symlink, or without its directory, it may only be that a disk is not mounted yet.
             let there = directory(file).metadata();
-            return there.map(|_| Content::Nothing).map_err(|source| WitnessError::Write { path: file.into(), source });
+            if there.is_ok() && !file.is_symlink() {
+                return Ok(Content::Nothing);
+            }
+            return Err(WitnessError::Write { path: file.into(), source: there.err().unwrap_or(source) });
         }
         text => text?,
     };
@@ -243,11 +255,12 @@ fn read(file: &Path) -> Result<Content, WitnessError> {
 
 /// Replaces the file as a whole: whenever the process or the machine ends, the file is the old one or the new one.
 fn write(file: &Path, record: &Record) -> Result<(), WitnessError> {
-    static WRITES: AtomicU64 = AtomicU64::new(0);
-    // A symlink stays one. A name of its own each time: a process that hands over writes beside its successor.
+    // A symlink stays one.
     let file = file.canonicalize().unwrap_or_else(|_| file.to_owned());
+    remove_left_behind(&file);
+    // A name of its own each time: a process that hands over writes beside its successor, and in a container both are the first.
     let mut beside = file.clone().into_os_string();
-    beside.push(format!(".{}.{}", std::process::id(), WRITES.fetch_add(1, Ordering::Relaxed)));
+    beside.push(format!(".{:016x}{NEW}", fastrand::u64(..)));
     let written = write_whole(Path::new(&beside), record).and_then(|()| std::fs::rename(&beside, &file));
     if let Err(source) = written {
         // It may never have been made; what is wrong with the disk is told.
@@ -264,6 +277,20 @@ fn write_whole(file: &Path, record: &Record) -> io::Result<()> {
     serde_json::to_writer(&mut new, record)?;
     new.write_all(b"\n")?;
     new.sync_all()
+}
+
+/// What a process that was killed in the middle of a write has left; what is younger may be somebody's.
+fn remove_left_behind(file: &Path) {
+    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    for entry in std::fs::read_dir(directory(file)).into_iter().flatten().flatten() {
+        let beside = entry.file_name().to_string_lossy().into_owned();
+        let ours = beside.strip_prefix(&name).and_then(|rest| rest.strip_suffix(NEW)).is_some_and(|id| id.len() == 17);
+        let age = entry.metadata().and_then(|meta| meta.modified()).ok().and_then(|at| at.elapsed().ok());
+        if ours && age.is_some_and(|age| age > LEFT_BEHIND) {
+            // If it cannot be removed it is no worse than before.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 fn directory(file: &Path) -> &Path {

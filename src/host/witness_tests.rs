@@ -180,8 +180,42 @@ async fn what_a_newer_program_wrote_is_read_as_far_as_it_says_what_we_know() {
     scene.kept(&known_to(2)).await;
     let ours_of_tomorrow = std::fs::read_to_string(scene.file()).expect("there");
     let ours_of_tomorrow = ours_of_tomorrow.replace("{\"format\":1,", "{\"format\":2,\"more\":[],");
-    std::fs::write(scene.file(), ours_of_tomorrow).expect("written");
+    std::fs::write(scene.file(), &ours_of_tomorrow).expect("written");
     assert_eq!(scene.recalled(ours()).await, Some(seen(2)));
+    // And not made one of ours, which would lose what we do not know.
+    scene.kept(&known_to(3)).await;
+    assert_eq!(scene.metrics.witness_trouble(), 1);
+    assert_eq!(std::fs::read_to_string(scene.file()).expect("there"), ours_of_tomorrow);
+}
+
+/// The process before has served with the key as it is: what it told has been judged, and the file is from before that.
+#[tokio::test]
+async fn a_file_that_contradicts_what_was_told_is_made_anew() {
+    let scene = Scene::new();
+    scene.kept(&known_to(3)).await;
+    let file = std::fs::read_to_string(scene.file()).expect("there").replace("1003", "903");
+    std::fs::write(scene.file(), file).expect("written");
+    let key = known_to(3);
+    key.remember(seen(3));
+    scene.kept(&key).await;
+    assert_eq!((key.remembered(), key.trusted().is_some()), (Some(seen(3)), true));
+    assert_eq!(scene.recalled(ours()).await, Some(seen(3)));
+}
+
+#[tokio::test]
+async fn what_was_left_behind_in_the_middle_of_a_write_is_removed_when_it_is_old() {
+    let scene = Scene::new();
+    let beside = |id: &str| scene.dir.path().join(format!("a.witness.json.{id}.new"));
+    let (old, young, other) = (beside("00000000000000aa"), beside("00000000000000bb"), beside("mine"));
+    for path in [&old, &young, &other] {
+        std::fs::write(path, "{").expect("written");
+    }
+    let long_ago = std::time::SystemTime::now() - LEFT_BEHIND * 2;
+    for path in [&old, &other] {
+        File::options().write(true).open(path).and_then(|file| file.set_modified(long_ago)).expect("aged");
+    }
+    scene.kept(&known_to(2)).await;
+    assert_eq!((old.exists(), young.exists(), other.exists()), (false, true, true));
 }
 
 #[tokio::test]
@@ -220,6 +254,10 @@ async fn a_symlink_stays_one_and_what_cannot_be_put_in_place_leaves_nothing() {
     let real = scene.dir.path().join("real.json");
     std::fs::write(&real, "").expect("written");
     std::os::unix::fs::symlink(&real, scene.file()).expect("a symlink");
+    std::fs::rename(&real, scene.dir.path().join("away")).expect("moved");
+    scene.kept(&known_to(2)).await;
+    assert_eq!((scene.metrics.witness_trouble(), scene.file().is_symlink()), (1, true), "it leads nowhere yet");
+    std::fs::rename(scene.dir.path().join("away"), &real).expect("moved back");
     scene.kept(&known_to(2)).await;
     assert!(scene.file().is_symlink() && std::fs::read_to_string(&real).expect("there").contains("\"version\":2"));
 
@@ -234,7 +272,7 @@ async fn a_symlink_stays_one_and_what_cannot_be_put_in_place_leaves_nothing() {
 
 /// In real time: the clock of a test does not run ahead while a thread is at work.
 #[tokio::test]
-async fn a_disk_that_hangs_holds_up_a_start_for_two_seconds_and_nothing_after() {
+async fn a_disk_that_hangs_holds_up_a_start_for_two_seconds_and_no_look_after_it() {
     let scene = Scene::new();
     let witness = scene.witness(ours());
     let file: Arc<Path> = scene.file().into();
@@ -247,17 +285,31 @@ async fn a_disk_that_hangs_holds_up_a_start_for_two_seconds_and_nothing_after() 
     });
     assert!(matches!(hung.await, Err(WitnessError::Hangs { .. })));
     assert!(began.elapsed() >= PATIENCE);
-    // No second thread goes there.
+    // No second thread goes there, and nobody waits for ever.
     let began = std::time::Instant::now();
-    witness.recall(&key()).await;
     witness.keep(&known_to(2)).await;
-    assert!(began.elapsed() < PATIENCE && !scene.file().exists());
+    assert!(began.elapsed() < PATIENCE * 2 && !scene.file().exists());
     assert_eq!(scene.metrics.witness_trouble(), 1);
     drop(free);
     drop(witness.disk.clone().lock_owned().await);
     witness.keep(&known_to(2)).await;
     assert_eq!(scene.metrics.witness_trouble(), 0);
     assert_eq!(scene.recalled(ours()).await, Some(seen(2)));
+}
+
+/// Looks that follow each other fast take turns; none of them takes another one for a disk that hangs.
+#[tokio::test(flavor = "multi_thread")]
+async fn looks_that_come_together_take_turns() {
+    let scene = Scene::new();
+    let witness = scene.witness(ours());
+    let mut looks = tokio::task::JoinSet::new();
+    for latest in 1..=20 {
+        let witness = witness.clone();
+        looks.spawn(async move { witness.keep(&known_to(latest)).await });
+    }
+    looks.join_all().await;
+    assert_eq!((scene.metrics.witness_trouble(), witness.told.lock().expect("lock").clone()), (0, None));
+    assert_eq!(scene.recalled(ours()).await, Some(seen(20)), "who knows less leaves it as it is");
 }
 
 #[tokio::test]

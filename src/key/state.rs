@@ -1,5 +1,5 @@
 //! What a pipeline knows of its key at this moment: the current view, the announced one, and the health that Status
-//! speaks of. Read in nanoseconds, written by the keeper alone.
+//! speaks of. Read in nanoseconds, written by the keeper and by what a process before it has left.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -188,9 +188,14 @@ impl KeyState {
         self.current.load_full()
     }
 
+    /// Whether the key shows less than was seen of it, be it that nothing is said yet because a standby may lag.
+    pub fn is_in_doubt(&self) -> bool {
+        self.seals_nothing().is_some() || (self.peek().is_some() && self.trusted().is_none())
+    }
+
     /// The most that was seen of the key, by this process or one before it.
     pub fn seen(&self) -> Option<Seen> {
-        let by_us = self.peek().map(|view| view.seen());
+        let by_us = self.trusted().map(|view| view.seen());
         by_us.into_iter().chain(self.remembered()).reduce(Seen::newer)
     }
 

@@ -21,7 +21,7 @@ const MAX_MARGIN: Duration = Duration::from_millis(200);
 pub struct Config {
     /// The longest that any call may take, whatever its caller says; to raise it above 299s takes a restart. Default 30s.
     pub max: Span,
-    /// How long a call may take whose caller names no deadline, and each question by which Status is judged. Default 2500ms.
+    /// How long a call may take whose caller names no deadline, and, within 2.8 s and 10 s, each question by which Status is judged: raise it where the `timeout` of the EncryptionConfiguration is raised for a slow OpenBao. Default 2500ms.
     #[serde(rename = "default")]
     pub unnamed: Span,
 }

@@ -177,7 +177,7 @@ impl PipelineMetrics {
         );
         registry.register(
             "witness_trouble",
-            "1 when `witness.file` could not be read or written at the last try: a restart would not notice a key that was rolled back.",
+            "1 when `witness.file` could not be read or written at the last try: a restart may not notice a key that was rolled back.",
             self.witness_trouble.clone(),
         );
         registry.register("peers_refused", "Connections from users that are not allowed.", self.peers_refused.clone());

@@ -60,8 +60,7 @@ const STAND_INS: &[(&str, &str)] = &[
             'disable --now')
                 pid=$(cat \"$STAGE/$3.pid\"); kill \"$pid\"
                 while kill -0 \"$pid\" 2> /dev/null; do sleep 0.1; done; rm \"$STAGE/$3.pid\" ;;
-            'stop bao-kms-provider.service') systemctl disable --now \"$2\" ;;
-            'start bao-kms-provider.service') systemctl enable --now \"$2\" ;;
+            'restart bao-kms-provider.service') shift; systemctl disable --now \"$1\"; systemctl enable --now \"$1\" ;;
             *) echo \"systemctl $*: not known here\" >&2; exit 1 ;;
         esac",
     ),

@@ -67,7 +67,7 @@ const ALERTS: &[(&str, &str, &str)] = &[
     (
         "BaoKmsWitness",
         "bao_kms_witness_trouble == 1",
-        "`witness.file` cannot be kept: a restart would not notice a key that was rolled back. The log says why.",
+        "`witness.file` cannot be kept: a restart may not notice a key that was rolled back. The log says why.",
     ),
     ("BaoKmsPanic", "increase(bao_kms_panics_total[1h]) > 0", "A defect of this program. Please report it."),
 ];

@@ -121,7 +121,7 @@ fn listen(config: &Config, group: Option<u32>, known: Option<&Metadata>) -> Resu
     }
     let (bound, known) = match (rustix::net::bind(&socket, &address), known) {
         // No room for a second one: what is dead makes room for it.
-        (Err(Errno::NOSPC), Some(dead)) if is_still(path, dead) => {
+        (Err(Errno::NOSPC | Errno::DQUOT), Some(dead)) if is_still(path, dead) => {
             rustix::fs::unlink(path).map_err(io("cannot remove a dead socket from a full disk"))?;
             (rustix::net::bind(&socket, &address), None)
         }
