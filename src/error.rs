@@ -87,7 +87,7 @@ classes! {
     VersionTooOld "version_too_old" Caller Never None
         "The key version is below a minimum of the key." "Lower min_decryption_version of the Transit key, rewrite all objects, then raise it again. If Encrypt says so, look at min_encryption_version."
     Starting "starting" Us Never Absence
-        "No key metadata has been read yet." "Wait; if it stays, the log names what keeps the first read from succeeding."
+        "The key has not been read and tried yet." "Wait; if it stays, the log names what keeps the first look from succeeding."
     Overloaded "overloaded" Us Never None
         "More calls are waiting than the queue holds." "Look at the latency of OpenBao; raise layers.admit.maxQueued if the bursts are expected."
     DeadlineExceeded "deadline_exceeded" Us Never None
@@ -164,6 +164,7 @@ pub struct Error {
     stage: Option<Stage>,
     reason: Option<Class>,
     retry_after: Option<Duration>,
+    shared_by: u32,
 }
 
 // === impl Error ===
@@ -171,7 +172,7 @@ pub struct Error {
 impl Error {
     /// An error of a class, with a detail for the log.
     pub fn new(class: Class, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { class, detail: detail.into(), version: None, stage: None, reason: None, retry_after: None }
+        Self { class, detail: detail.into(), version: None, stage: None, reason: None, retry_after: None, shared_by: 1 }
     }
 
     /// Names the key version that the error is about.
@@ -195,6 +196,12 @@ impl Error {
     /// Keeps OpenBao's `Retry-After`.
     pub fn with_retry_after(mut self, after: Option<Duration>) -> Self {
         self.retry_after = after;
+        self
+    }
+
+    /// Says that one exchange failed for so many calls at once.
+    pub fn with_shared_by(mut self, calls: usize) -> Self {
+        self.shared_by = u32::try_from(calls).unwrap_or(u32::MAX).max(1);
         self
     }
 
@@ -226,6 +233,11 @@ impl Error {
     /// How long OpenBao asked us to wait.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
+    }
+
+    /// How many calls met it in one exchange. At least 1.
+    pub fn shared_by(&self) -> u32 {
+        self.shared_by
     }
 
     /// The sentence that leaves the socket: class and meaning, a version, a stage or a reason where there is one, and nothing else.

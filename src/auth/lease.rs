@@ -38,19 +38,14 @@ struct Grant {
     mfa_requirement: Option<serde::de::IgnoredAny>,
 }
 
-#[derive(Default, Deserialize)]
-struct Errors {
-    #[serde(default)]
-    errors: Vec<String>,
-}
-
 // === impl Lease ===
 
 impl Lease {
     /// The lease that a reply to a login or renewal grants.
     ///
     /// # Errors
-    /// `login_refused` when OpenBao said no; the class of the absence when it is not able to say anything.
+    /// `login_refused` when OpenBao said no; the class of the absence when it is not able to say anything, or something
+    /// else answered in its place.
     pub(super) fn of(reply: &BaoReply, asked: Instant) -> Result<Self, Error> {
         if reply.status == 200 { Self::parse(reply, asked) } else { Err(refusal(reply)) }
     }
@@ -86,7 +81,9 @@ impl Lease {
 
 /// Status first, then the few texts that change what a status means (`openbao.md` A.8, B.3).
 fn refusal(reply: &BaoReply) -> Error {
-    let Errors { errors } = serde_json::from_slice(&reply.body).unwrap_or_default();
+    let Some(errors) = reply.errors() else {
+        return reply.of_a_stranger();
+    };
     let says = |text: &str| errors.iter().any(|error| error.contains(text));
     let of = |class, detail: &str| Error::new(class, format!("{detail} (HTTP {})", reply.status));
     match reply.status {
@@ -149,6 +146,12 @@ mod tests {
             (500, r#"{"errors":["internal error"]}"#, Class::ServerError),
             (500, r#"{"errors":["local node not active but active cluster node not found"]}"#, Class::NoLeader),
             (502, "<html>", Class::NoLeader),
+            (400, "<html>", Class::BadReply),
+            (401, "", Class::BadReply),
+            (403, "<html>blocked", Class::BadReply),
+            (403, r#"{"message":"blocked"}"#, Class::BadReply),
+            (404, "<html>not found", Class::BadReply),
+            (429, "slow down", Class::RateLimited),
             (503, r#"{"errors":["Vault is sealed"]}"#, Class::Sealed),
             (503, r#"{"errors":["namespace is sealed"]}"#, Class::Sealed),
             (418, "", Class::BadReply),

@@ -216,6 +216,7 @@ where
                 self.alone(lot, answers, error).await;
             }
             Err(error) => {
+                let error = error.with_shared_by(answers.len());
                 for answer in answers {
                     let _ = answer.send(Err(error.clone()));
                 }

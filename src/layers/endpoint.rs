@@ -168,7 +168,8 @@ impl Endpoint {
             Ok(reply) if is_redirect(reply.status) => return,
             Ok(reply) if lags(reply) => {
                 progress.avoid(at);
-                return breakers.lags(at, Instant::now());
+                breakers.lags(at, Instant::now());
+                return progress.may_go_elsewhere(breakers.has_untried(progress));
             }
             Ok(reply) => unwell(reply),
             Err(error) => Some(error.class()),
@@ -191,6 +192,7 @@ impl Endpoint {
         if !hurried && class.fault() == Fault::OpenBao {
             breakers.failed(at, class, Instant::now());
         }
+        progress.may_go_elsewhere(breakers.has_untried(progress));
     }
 
     async fn send(&self, mut exchange: Exchange) -> Result<BaoReply, Error> {
@@ -217,11 +219,11 @@ impl Endpoint {
         let mut attempt = call.clone();
         if trial.is_none() {
             self.probe_others();
-            // An address that hears and never answers must leave time for another one.
-            if self.shared.breakers.has_other(at) {
-                let now = Instant::now();
-                attempt.deadline = now + call.deadline.saturating_duration_since(now) / 2;
-            }
+        }
+        // An address that hears and never answers must leave time for another one.
+        if self.shared.breakers.has_other(at) {
+            let now = Instant::now();
+            attempt.deadline = now + call.deadline.saturating_duration_since(now) / 2;
         }
         let due = attempt.deadline;
         let reply = self.exchange(at, attempt).await?;
@@ -301,7 +303,7 @@ fn is_redirect(status: u16) -> bool {
 
 /// What a reply says against its address rather than against its call. A standby without a leader answers 500 with
 /// `local node not active` (`openbao.md` B.5); a 503 without a word of a seal is a load balancer's, or a node's without a
-/// leader.
+/// leader; a refusal in another's words is that of something in front of a node.
 fn unwell(reply: &BaoReply) -> Option<Class> {
     match reply.status {
         429 => Some(Class::RateLimited),
@@ -309,6 +311,7 @@ fn unwell(reply: &BaoReply) -> Option<Class> {
         500 => Some(Class::ServerError),
         503 if says(reply, "sealed") || says(reply, "has been locked") => Some(Class::Sealed),
         501..=599 => Some(Class::NoLeader),
+        400..=499 if reply.errors().is_none() => Some(Class::BadReply),
         _ => None,
     }
 }

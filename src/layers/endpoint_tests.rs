@@ -63,6 +63,20 @@ async fn a_listed_target_is_followed_once() {
 }
 
 #[tokio::test]
+async fn what_stands_in_front_of_a_node_and_refuses_sends_calls_elsewhere() {
+    for status in [401, 403, 404] {
+        let table: &'static [_] =
+            Box::leak(Box::new([("https://a:8200", status, None), ("https://b:8200", 200, None)]));
+        let (endpoint, asked) = endpoint(table);
+        let first = endpoint.clone().run(call()).await.map(|reply| reply.status);
+        let second = endpoint.run(call()).await.map(|reply| reply.status);
+        assert_eq!((first.expect("a reply"), second.expect("a reply")), (status, 200));
+        let asked = asked.lock().expect("log").clone();
+        assert_eq!(asked.iter().filter(|origin| origin.contains("a:8200")).count(), 1, "{asked:?}");
+    }
+}
+
+#[tokio::test]
 async fn anything_else_is_refused_and_not_asked() {
     for location in [
         None,

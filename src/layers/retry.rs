@@ -1,5 +1,6 @@
 //! The only place that repeats. What did no work is repeated for as long as the deadline allows; other repeats are
-//! counted, and the pipeline's budget bounds them all the same when everything fails.
+//! counted, and the pipeline's budget bounds them all the same when everything fails. A repeat where another address
+//! serves takes nothing from it: one bad address of several must not use up what the rest may need.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,17 +14,18 @@ use tower::Service;
 
 use super::Answer;
 use crate::error::{Error, Repeat};
-use crate::request::{Bound, Reply, Stage};
+use crate::request::{Bound, Progress, Reply, Stage};
 use crate::telemetry::metrics::PipelineMetrics;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LAST_PAUSE: Duration = Duration::from_millis(500);
 /// What the last attempt of a call gets: enough for an OpenBao that serves again to answer.
 const LAST_TRY: Duration = Duration::from_millis(50);
-/// Tokens of the budget: a success brings a tenth of one, a counted repeat takes one.
-const FULL: u32 = 1_000;
-const REPEAT_COSTS: u32 = 10;
-const SUCCESS_BRINGS: u32 = 1;
+/// The budget: a hundred counted repeats. A success brings a tenth of one; calls that failed in one exchange share one, as
+/// they will share the next.
+const FULL: u32 = 100_000;
+const REPEAT_COSTS: u32 = 1_000;
+const SUCCESS_BRINGS: u32 = 100;
 
 /// `layers.retry`
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -73,18 +75,19 @@ impl<S> Retry<S> {
         }
     }
 
-    fn spend(&self) -> bool {
-        self.budget.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(REPEAT_COSTS)).is_ok()
+    fn spend(&self, costs: u32) -> bool {
+        self.budget.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(costs)).is_ok()
     }
 
     /// Whether an error may be repeated once more.
-    fn allows(&self, error: &Error, counted: &mut u32) -> bool {
+    fn allows(&self, error: &Error, progress: &Progress, counted: &mut u32) -> bool {
         match error.class().repeat() {
             Repeat::Never => false,
             Repeat::Free => true,
             Repeat::Counted => {
                 *counted += 1;
-                *counted < self.max_attempts && self.spend()
+                let costs = if progress.goes_elsewhere() { 0 } else { REPEAT_COSTS.div_ceil(error.shared_by()) };
+                *counted < self.max_attempts && self.spend(costs)
             }
         }
     }
@@ -111,7 +114,7 @@ where
             if repeat != Repeat::Never && left.is_some_and(|left| left <= LAST_TRY) {
                 return Err(super::late(progress));
             }
-            if !self.enabled || !self.allows(&error, &mut counted) {
+            if !self.enabled || !self.allows(&error, progress, &mut counted) {
                 return Err(error);
             }
             let mut wait = error.retry_after().unwrap_or_else(|| pause.mul_f64(0.5 + fastrand::f64()));
@@ -243,5 +246,25 @@ mod tests {
             assert!(retry.call(decrypt("vault:v1:a", Duration::from_secs(3))).await.is_err());
         }
         assert_eq!(begun.load(Ordering::SeqCst), 500 + (FULL / REPEAT_COSTS) as usize);
+    }
+
+    /// 500 calls of which the first attempt fails: how many of them are answered.
+    async fn answered(error: Error, elsewhere: bool) -> usize {
+        let puppet = tower::service_fn(move |bound: Bound| {
+            let first = bound.context.progress.last_met().is_none();
+            bound.context.progress.may_go_elsewhere(elsewhere);
+            std::future::ready(if first { Err(error.clone()) } else { Ok(opened()) })
+        });
+        let retry = Retry::new(puppet, &Config::default(), PipelineMetrics::new());
+        let calls = (0..500).map(|_| retry.clone().call(decrypt("vault:v1:a", Duration::from_secs(3))));
+        futures_util::future::join_all(calls).await.iter().filter(|answer| answer.is_ok()).count()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_that_failed_together_or_go_elsewhere_leave_the_budget_to_others() {
+        let error = || Error::from(Class::ConnectionLost);
+        assert_eq!(answered(error(), false).await, (FULL / REPEAT_COSTS) as usize);
+        assert_eq!(answered(error(), true).await, 500);
+        assert_eq!(answered(error().with_shared_by(100), false).await, 500);
     }
 }

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
-use serde::Deserialize;
 use tower::Service;
 
 use super::Answer;
@@ -27,7 +26,7 @@ pub(super) struct AttachToken {
     no_help: Arc<AtomicU64>,
 }
 
-/// What a 403 speaks of, by its text (`openbao.md` A.8). That is a hint: a proxy may answer in OpenBao's place.
+/// What a 403 speaks of, by its text (`openbao.md` A.8). What a proxy answers in OpenBao's place speaks of neither.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Denial {
     /// The token is unknown: it has expired or was revoked. Another one helps.
@@ -36,22 +35,15 @@ enum Denial {
     Policy,
 }
 
-#[derive(Default, Deserialize)]
-struct Errors {
-    #[serde(default)]
-    errors: Vec<String>,
-}
-
 // === impl Denial ===
 
 impl Denial {
-    /// What the reply denies, if it does. 401 is not OpenBao's; a proxy's means the same.
+    /// What the reply denies, if it does.
     fn of(reply: &BaoReply) -> Option<Self> {
         if !matches!(reply.status, 401 | 403) {
             return None;
         }
-        let Errors { errors } = serde_json::from_slice(&reply.body).unwrap_or_default();
-        let by_policy = errors.iter().any(|error| error.starts_with("1 error occurred"));
+        let by_policy = reply.errors()?.iter().any(|error| error.starts_with("1 error occurred"));
         Some(if by_policy { Self::Policy } else { Self::Token })
     }
 }

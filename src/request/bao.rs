@@ -6,9 +6,11 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use secrecy::SecretString;
+use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::{Progress, Secret, TraceContext, secret};
+use crate::error::{Class, Error};
 
 /// HTTP methods that OpenBao is asked with.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -91,6 +93,13 @@ pub struct BaoReply {
     pub endpoint: Option<usize>,
 }
 
+/// What every answer of OpenBao that is no success has one of.
+#[derive(Deserialize)]
+struct Refusal {
+    errors: Option<Vec<String>>,
+    data: Option<serde::de::IgnoredAny>,
+}
+
 /// One exchange: a question and the address that gets it. `http` serves it; `endpoint` makes it.
 #[derive(Clone, Debug)]
 pub struct Exchange {
@@ -128,6 +137,28 @@ impl Purpose {
             Self::Renew => "renew",
             Self::Revoke => "revoke",
             Self::Health => "health",
+        }
+    }
+}
+
+// === impl BaoReply ===
+
+impl BaoReply {
+    /// The texts of a refusal, none when it carries outcomes instead (`openbao.md` A.7, A.8). `None`: these are not
+    /// OpenBao's words. What stands before it has answered, which proves nothing of a key, a right or a login.
+    pub fn errors(&self) -> Option<Vec<String>> {
+        let Refusal { errors, data } = serde_json::from_slice(&self.body).ok()?;
+        errors.or_else(|| data.map(|_| Vec::new()))
+    }
+
+    /// The error of an answer that is not in OpenBao's words.
+    pub fn of_a_stranger(&self) -> Error {
+        let detail = format!("an answer that is not OpenBao's (HTTP {})", self.status);
+        match self.status {
+            429 => Error::new(Class::RateLimited, detail).with_retry_after(self.retry_after),
+            502..=504 => Error::new(Class::NoLeader, detail),
+            500..=599 => Error::new(Class::ServerError, detail),
+            _ => Error::new(Class::BadReply, detail),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Where a call is, which addresses it has tried and what it met there: left by the layers on its way, read by whoever
 //! picks the next address and by whoever has to say why the call was late.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::error::Class;
@@ -38,6 +38,8 @@ struct Here {
     /// One bit for each address; a configuration has at most sixteen.
     tried: AtomicU32,
     met: AtomicU8,
+    /// Whether another address served when the last attempt failed.
+    elsewhere: AtomicBool,
     /// The call whose flight this one shares.
     leader: OnceLock<Progress>,
 }
@@ -92,6 +94,16 @@ impl Progress {
     pub fn avoids(&self, address: usize) -> bool {
         let others = self.others.iter().flat_map(|others| others.iter());
         self.here.tried.load(Ordering::Relaxed) & bit(address) != 0 || others.into_iter().any(|one| one.avoids(address))
+    }
+
+    /// Notes whether an address serves, as far as is known, that the call has not tried.
+    pub fn may_go_elsewhere(&self, may: bool) {
+        self.each(&|here| here.elsewhere.store(may, Ordering::Relaxed));
+    }
+
+    /// Whether the next attempt meets another address than those that failed.
+    pub fn goes_elsewhere(&self) -> bool {
+        self.here.elsewhere.load(Ordering::Relaxed)
     }
 
     /// Notes what an attempt of the call met.

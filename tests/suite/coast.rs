@@ -222,3 +222,17 @@ async fn an_absence_after_trouble_with_the_key_is_named_and_gives_no_key_id_back
         scene.heals(&format!("{trouble:?} and then an absence")).await;
     }
 }
+
+/// What stands before OpenBao answers in its place, logins included: no right is lost, nobody has said so.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_of_a_proxy_is_absence_and_no_refusal() {
+    let scene = Scene::set().await;
+    for (status, body) in [(404, "<html>not found</html>"), (403, "{\"message\":\"blocked\"}"), (401, "")] {
+        // The token has ended meanwhile.
+        scene.stage.server.state().revoke_all_tokens();
+        let away = scene.coast("bad_reply", Fault::Reply { status, body: body.to_owned() }).await;
+        scene.node.faults().remove(away);
+        let back = status_until(&scene.client, "ok", |status| status.healthz == "ok").await;
+        assert_eq!(back.key_id, scene.key_id);
+    }
+}

@@ -207,10 +207,12 @@ of a log line, in the metrics, at `/readyz` and at the head of the message that 
 ",
     );
     for &class in Class::ALL {
-        let status = match class.bearing() {
-            Bearing::None => "calls only",
-            Bearing::Absence => "after tolerance",
-            Bearing::Key => "shows at once",
+        let status = match (class, class.bearing()) {
+            (Class::Starting, _) => "until the first look that succeeds",
+            (Class::Internal, _) => "when nobody looks after the key any more",
+            (_, Bearing::None) => "calls only",
+            (_, Bearing::Absence) => "after tolerance",
+            (_, Bearing::Key) => "shows at once",
         };
         let repeat = match class.repeat() {
             Repeat::Never => "never",

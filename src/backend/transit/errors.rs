@@ -1,21 +1,13 @@
 //! What a reply of OpenBao that is no success means. Status and shape come first, known texts second; nothing of the
 //! text itself goes on, as it may name paths and keys.
 
-use serde::Deserialize;
-
 use crate::error::{Class, Error};
 use crate::request::{BaoReply, Purpose};
 
-#[derive(Deserialize)]
-struct Errors {
-    #[serde(default)]
-    errors: Vec<String>,
-}
-
 /// The error that a reply means. Only for replies that are no success.
 pub(super) fn classify(purpose: Purpose, reply: &BaoReply) -> Error {
-    let Ok(Errors { errors }) = serde_json::from_slice(&reply.body) else {
-        return unreadable(reply);
+    let Some(errors) = reply.errors() else {
+        return reply.of_a_stranger();
     };
     let says = |text: &str| errors.iter().any(|error| error.contains(text));
     let of = |class: Class, detail: &'static str| Error::new(class, format!("{detail} (HTTP {})", reply.status));
@@ -72,17 +64,6 @@ fn bad_request(says: &dyn Fn(&str) -> bool, of: &dyn Fn(Class, &'static str) -> 
         of(Class::KeyUnusable, "the key is derived or of a type without associated data")
     } else {
         of(Class::Internal, "OpenBao refuses our request")
-    }
-}
-
-/// Not JSON of OpenBao's: a proxy or load balancer answered.
-fn unreadable(reply: &BaoReply) -> Error {
-    let detail = format!("an answer that is not OpenBao's (HTTP {})", reply.status);
-    match reply.status {
-        429 => Error::new(Class::RateLimited, detail).with_retry_after(reply.retry_after),
-        502..=504 => Error::new(Class::NoLeader, detail),
-        500..=599 => Error::new(Class::ServerError, detail),
-        _ => Error::new(Class::BadReply, detail),
     }
 }
 
@@ -180,6 +161,9 @@ mod tests {
             (502, plain("Vault is sealed"), Class::NoLeader),
             (503, "<html>sealed".into(), Class::NoLeader),
             (404, "<html>no handler for route".into(), Class::BadReply),
+            (403, "<html>forbidden".into(), Class::BadReply),
+            (403, r#"{"message":"no API key"}"#.into(), Class::BadReply),
+            (404, r#"{"error":"not found"}"#.into(), Class::BadReply),
             // What stands in front of OpenBao answers in its own words.
             (429, "slow down".into(), Class::RateLimited),
             (502, "<html>".into(), Class::NoLeader),

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::error::{Class, Repeat};
+use crate::request::Progress;
 use crate::telemetry::metrics::{BreakerGauges, PipelineMetrics};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -23,6 +24,9 @@ const AFTER: Duration = Duration::from_secs(1);
 const ALONE: Duration = Duration::from_secs(1);
 /// Failures in a row that open a breaker when each may have been the call's own doing.
 const DOUBTFUL: u32 = 3;
+/// An address at which calls fail although probes are answered is tried by one call so long after its last good probe, while
+/// others serve: whatever is wrong there, `sys/health` does not show it.
+const PROVED_BY_CALLS: Duration = Duration::from_secs(5);
 
 /// The breakers of all addresses; clones share them.
 #[derive(Clone, Debug)]
@@ -58,6 +62,8 @@ struct Open {
     /// Since when a call tries it.
     trial: Option<Instant>,
     class: Class,
+    /// A probe was answered, which proves little here: when one call may try it although others serve.
+    probation: Option<Instant>,
 }
 
 /// What a call does next.
@@ -100,7 +106,17 @@ impl Address {
 
 impl Open {
     fn new(until: Instant, class: Class) -> Self {
-        Self { until, trial: None, class }
+        Self { until, trial: None, class, probation: None }
+    }
+
+    /// Whether a call may try it although others serve.
+    fn may_be_tried(&self, now: Instant) -> bool {
+        self.trial.is_none() && self.probation.is_some_and(|due| due <= now)
+    }
+
+    /// Whether calls were answered with what may have been their own doing: then a good probe says nothing against it.
+    fn is_doubtful(&self) -> bool {
+        self.class.repeat() != Repeat::Free
     }
 
     /// When the next call may try it.
@@ -125,8 +141,14 @@ impl Breakers {
         let order = |(at, address): &(usize, &Address)| {
             (avoids(*at), address.failed.filter(|failed| now < *failed + AFTER), *at)
         };
-        if let Some((at, _)) = closed.min_by_key(order) {
-            return Pick::Ask { at, trial: None };
+        if let Some((best, _)) = closed.min_by_key(order) {
+            // Only where the file prefers it: there is no need to try what would not be asked.
+            let preferred = state.iter_mut().enumerate().take(best);
+            let mut open = preferred.filter_map(|(at, one)| one.open.as_mut().map(|open| (at, open)));
+            return match open.find(|(at, open)| open.may_be_tried(now) && !avoids(*at)) {
+                Some((at, open)) => Pick::Ask { at, trial: Some(self.trial(at, open, now)) },
+                None => Pick::Ask { at: best, trial: None },
+            };
         }
         let open = state.iter_mut().enumerate().filter_map(|(at, one)| one.open.as_mut().map(|open| (at, open)));
         match open.min_by_key(|(at, open)| (open.next(), avoids(*at), *at)) {
@@ -155,6 +177,12 @@ impl Breakers {
         !self.is_crawling() && self.state().iter().enumerate().any(|(at, address)| at != than && address.open.is_none())
     }
 
+    /// Whether an address serves, as far as is known, that a call with this progress has not found wanting.
+    pub(super) fn has_untried(&self, progress: &Progress) -> bool {
+        let serves = |(at, address): (usize, &Address)| address.open.is_none() && !progress.avoids(at);
+        !self.is_crawling() && self.state().iter().enumerate().any(serves)
+    }
+
     /// Whether OpenBao is slow wherever it is asked, as far as is known.
     pub(super) fn is_crawling(&self) -> bool {
         self.shared.crawls.load(Ordering::Relaxed)
@@ -177,7 +205,8 @@ impl Breakers {
     pub(super) fn probe_due(&self, now: Instant) -> Option<(usize, Trial)> {
         let mut state = self.state();
         let mut open = state.iter_mut().enumerate().filter_map(|(at, one)| one.open.as_mut().map(|o| (at, o)));
-        let (at, open) = open.find(|(_, open)| open.next() <= now)?;
+        let due = |open: &Open| open.next() <= now && open.probation.is_none_or(|due| due <= now);
+        let (at, open) = open.find(|(_, open)| due(open))?;
         let trial = self.trial(at, open, now);
         Some((at, trial))
     }
@@ -188,11 +217,15 @@ impl Breakers {
     }
 
     /// A probe was answered there. Where others serve, calls may go again, and the next failure is not forgiven sooner than the
-    /// last one. Where none does, a standby may have answered that knows no leader: one call finds out, before all go.
+    /// last one; if calls were answered as well, and badly, one of them finds out first, and not at once. Where none serves, a
+    /// standby may have answered that knows no leader: one call finds out, before all go.
     pub(super) fn probed(&self, at: usize, now: Instant) {
         let alone = self.state().iter().all(|address| address.open.is_some());
         if !alone {
-            self.change(at, |address| (address.open, address.failed) = (None, None));
+            self.change(at, |address| match &mut address.open {
+                Some(open) if open.is_doubtful() => open.probation = Some(now + PROVED_BY_CALLS),
+                _ => (address.open, address.failed) = (None, None),
+            });
         } else if let Some(open) = self.state().get_mut(at).and_then(|address| address.open.as_mut()) {
             open.until = now;
             self.shared.changed.notify_waiters();

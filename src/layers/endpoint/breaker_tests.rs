@@ -173,3 +173,48 @@ async fn a_probe_that_fails_late_says_nothing_of_an_address_that_has_answered_si
     breakers.probe_failed(0, Class::Unreachable, answered, late);
     assert!(matches!(pick(&breakers, late), Pick::Wait { class: Class::Unreachable, .. }), "it began after it");
 }
+
+#[tokio::test(start_paused = true)]
+async fn where_calls_fail_and_probes_are_answered_one_call_tries_now_and_then() {
+    let (breakers, began) = (breakers(2), Instant::now());
+    for _ in 0..DOUBTFUL {
+        breakers.failed(0, Class::ServerError, began);
+    }
+    let mut tried = 0;
+    for second in 1..=60 {
+        let now = began + Duration::from_secs(second);
+        // As a call does it: it looks for its own address first.
+        let first = pick(&breakers, now);
+        if asked(&first) == Some(0) {
+            tried += 1;
+            assert_eq!(asked(&pick(&breakers, now)), Some(1), "one alone");
+            assert_eq!(asked(&breakers.pick(now, |at| at == 0)), Some(1), "and none that has been there");
+            breakers.failed(0, Class::ServerError, now);
+        } else if let Some((at, trial)) = breakers.probe_due(now) {
+            breakers.probed(at, now);
+            drop(trial);
+        }
+    }
+    assert!((5..=12).contains(&tried), "{tried}");
+    let now = began + Duration::from_secs(90);
+    let (at, trial) = breakers.probe_due(now).expect("it is looked after all the same");
+    breakers.probed(at, now);
+    drop(trial);
+    let trial = pick(&breakers, now + PROVED_BY_CALLS);
+    assert_eq!(asked(&trial), Some(0));
+    breakers.answered(0, now + PROVED_BY_CALLS);
+    drop(trial);
+    assert_eq!(asked(&pick(&breakers, now + PROVED_BY_CALLS)), Some(0), "a call that is answered closes it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_on_probation_is_asked_at_once_when_nobody_else_serves() {
+    let (breakers, now) = (breakers(2), Instant::now());
+    for _ in 0..DOUBTFUL {
+        breakers.failed(0, Class::Timeout, now);
+    }
+    breakers.probed(0, now + LATER);
+    breakers.failed(1, Class::Unreachable, now + LATER);
+    let next = pick(&breakers, now + LATER);
+    assert!(matches!(next, Pick::Ask { at: 0, trial: Some(_) }), "{next:?}");
+}
