@@ -1,6 +1,7 @@
 //! The keeper of one pipeline's key: reads metadata, runs deep probes, decides what Status may say, and notices at once
 //! when OpenBao is back. It never stands in the way of a call; calls only read what it left in [`KeyState`].
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio::time::Instant;
 
 use super::hindsight::Hindsight;
 use super::witness::Witness;
-use crate::auth::Session;
+use crate::auth::{REPAIR_INTERVAL, Session};
 use crate::backend::transit::{Look, Transit};
 use crate::error::{Bearing, Class, Error};
 use crate::key::config::{HealthPolicy, Rotation};
@@ -128,21 +129,34 @@ impl Keeper {
 
     /// Waits for whatever comes first: the next read, an activation, or a caller with an unknown key_id.
     async fn wait(&self, memory: &mut Memory, requests: &mut RefreshRequests) -> Wake {
-        let now = Instant::now();
+        tokio::select! {
+            () = tokio::time::sleep_until(memory.next_read) => Wake::Look(Due::default()),
+            () = self.activation(memory) => Wake::Activate,
+            due = requests.due() => Wake::Look(due),
+        }
+    }
+
+    /// Ends when the next version becomes active by OpenBao's clock; never, when none is to.
+    async fn activation(&self, memory: &Memory) {
         let delay = self.rotation.activation_delay.get().as_secs();
         // Without metadata of its own this keeper could compute no view, and would be woken again at once.
         let change = self.key.peek().filter(|_| memory.metadata.is_some()).and_then(|view| view.next_change(delay));
-        let until = change.and_then(|second| memory.clock.until(second, now));
-        let activation = async {
-            match until {
-                Some(until) => tokio::time::sleep(until).await,
-                None => std::future::pending().await,
+        match change.and_then(|second| memory.clock.until(second, Instant::now())) {
+            Some(until) => tokio::time::sleep(until).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits for an answer of OpenBao, however late. A version whose time comes meanwhile becomes active no later for it:
+    /// other nodes, whose way to OpenBao is better, go by the same clock.
+    async fn meanwhile<T>(&self, memory: &mut Memory, answer: impl Future<Output = T>) -> T {
+        let mut answer = pin!(answer);
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => return answer,
+                () = self.activation(memory) => self.renew_view(memory),
             }
-        };
-        tokio::select! {
-            () = tokio::time::sleep_until(memory.next_read) => Wake::Look(Due::default()),
-            () = activation => Wake::Activate,
-            due = requests.due() => Wake::Look(due),
         }
     }
 
@@ -150,19 +164,20 @@ impl Keeper {
     async fn round(&self, memory: &mut Memory) -> Result<Shown, Error> {
         match self.key.health().trouble {
             Some((class, _)) if class.bearing() == Bearing::Absence => {
-                self.endpoint.find(HEALTH_PATIENCE, HEALTH_WITHIN).await?;
+                self.meanwhile(memory, self.endpoint.find(HEALTH_PATIENCE, HEALTH_WITHIN)).await?;
                 self.session.wake();
             }
             Some(_) => self.session.wake(),
             None => {}
         }
         let beside = memory.hindsight.beside_laggards();
-        let Look { metadata, date, endpoint } = self.transit.metadata(beside.clone()).await?;
+        let look = self.meanwhile(memory, self.transit.metadata(beside.clone())).await;
+        let Look { metadata, date, endpoint } = look?;
         let heard = Instant::now();
         // A proxy may strip `Date`; then this node's clock is the only one there is.
         memory.clock.observe(date.unwrap_or_else(std::time::SystemTime::now), heard);
         // What could not be asked is as it was.
-        memory.upsert = self.transit.disable_upsert().await.unwrap_or(memory.upsert);
+        memory.upsert = self.meanwhile(memory, self.transit.disable_upsert()).await.unwrap_or(memory.upsert);
         self.note_findings(findings::of(&metadata, memory.upsert));
         if metadata.soft_deleted {
             return Err(Class::KeySoftDeleted.into());
@@ -188,7 +203,7 @@ impl Keeper {
         let view = self.key.peek().ok_or(Class::Starting)?;
         if heard >= memory.next_probe || self.key.health().trouble.is_some() || self.key.health().last_success.is_none()
         {
-            self.transit.probe(view.active(), beside).await?;
+            self.meanwhile(memory, self.transit.probe(view.active(), beside)).await?;
             memory.next_probe = Instant::now() + jittered(self.health.deep_probe_interval.get());
         }
         Ok(Shown::Works)
@@ -260,8 +275,12 @@ impl Keeper {
                         class.meaning()
                     );
                 }
-                // Counted from the beginning of this one, which may have waited for an address that says nothing.
-                memory.next_read = (began + jittered(memory.pause)).max(now + FIRST_PAUSE);
+                // Counted from the beginning of this one, which may have waited for an address that says nothing. When the
+                // token is old enough to be replaced, a role that was given its policies back is noticed.
+                let replaceable = self.session.token().map(|token| token.since + REPAIR_INTERVAL);
+                let due = began + jittered(memory.pause);
+                let due = replaceable.filter(|at| *at > now).map_or(due, |at| due.min(at));
+                memory.next_read = due.max(now + FIRST_PAUSE);
                 memory.pause = (memory.pause * 3 / 2).min(LAST_PAUSE);
             }
         }

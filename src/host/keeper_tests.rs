@@ -31,47 +31,63 @@ const HAS_THREE_VERSIONS: u8 = 5;
 const WAS_MADE_ANEW: u8 = 6;
 const SEALS_UNDER_ANOTHER_VERSION: u8 = 7;
 const AWAY: u8 = 8;
+const HAS_A_YOUNG_VERSION: u8 = 9;
+const HAS_A_YOUNG_VERSION_AND_IS_SLOW: u8 = 10;
+
+/// What an answer takes of a puppet that is slow: less than anybody's patience.
+const SLOW: Duration = Duration::from_millis(2_400);
+/// How old the young version is when the puppet is made.
+const YOUNG: u64 = 100;
 
 /// Transit with one key whose ciphertext is the plaintext under a prefix.
 fn transit(mood: Arc<AtomicU8>) -> BaoService {
+    let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
     BaoService::new(tower::service_fn(move |call: BaoCall| {
         assert!(mood.compare_exchange(PANICS_ONCE, WELL, Ordering::SeqCst, Ordering::SeqCst).is_err(), "on purpose");
         let mood = mood.load(Ordering::SeqCst);
-        if mood == AWAY {
-            return std::future::ready(Err(Error::from(Class::Unreachable)));
+        let answer = (mood != AWAY).then(|| answer(mood, unix - YOUNG, call)).ok_or(Class::Unreachable.into());
+        async move {
+            if mood == HAS_A_YOUNG_VERSION_AND_IS_SLOW {
+                tokio::time::sleep(SLOW).await;
+            }
+            answer
         }
-        let asked: Value =
-            call.body.map_or(Value::Null, |body| serde_json::from_slice(body.expose_secret()).expect("JSON"));
-        let (latest, keys) = match mood {
-            HAS_TWO_VERSIONS => (2, json!({ "1": 1_000, "2": 2_000 })),
-            HAS_THREE_VERSIONS => (3, json!({ "1": 1_000, "2": 2_000, "3": 3_000 })),
-            WAS_MADE_ANEW => (1, json!({ "1": 1_060 })),
-            _ => (1, json!({ "1": 1_000 })),
-        };
-        let data = match call.purpose {
-            Purpose::Metadata => json!({
-                "type": "aes256-gcm96", "latest_version": latest, "keys": keys,
-                "supports_encryption": true, "supports_decryption": true,
-            }),
-            Purpose::KeysConfig => json!({ "disable_upsert": true }),
-            Purpose::Encrypt => {
-                let plaintext = asked["plaintext"].as_str().expect("a plaintext");
-                let version = asked["key_version"].as_u64().expect("a version");
-                let version = version + u64::from(mood == SEALS_UNDER_ANOTHER_VERSION);
-                json!({ "ciphertext": format!("vault:v{version}:{plaintext}"), "key_version": version })
-            }
-            _ => {
-                let plaintext = asked["ciphertext"].as_str().and_then(|text| text.rsplit(':').next());
-                json!({ "plaintext": plaintext.expect("a text") })
-            }
-        };
-        let (status, body) = match (call.purpose, mood) {
-            (Purpose::Decrypt, OPENS_NOTHING) => (400, json!({ "errors": ["cipher: message authentication failed"] })),
-            (Purpose::Decrypt, OPENS_ANOTHER) => (200, json!({ "data": { "plaintext": "AAAA" } })),
-            _ => (200, json!({ "data": data })),
-        };
-        std::future::ready(Ok(reply(status, &body)))
     }))
+}
+
+fn answer(mood: u8, young: u64, call: BaoCall) -> BaoReply {
+    let asked: Value =
+        call.body.map_or(Value::Null, |body| serde_json::from_slice(body.expose_secret()).expect("JSON"));
+    let (latest, keys) = match mood {
+        HAS_TWO_VERSIONS => (2, json!({ "1": 1_000, "2": 2_000 })),
+        HAS_A_YOUNG_VERSION | HAS_A_YOUNG_VERSION_AND_IS_SLOW => (2, json!({ "1": 1_000, "2": young })),
+        HAS_THREE_VERSIONS => (3, json!({ "1": 1_000, "2": 2_000, "3": 3_000 })),
+        WAS_MADE_ANEW => (1, json!({ "1": 1_060 })),
+        _ => (1, json!({ "1": 1_000 })),
+    };
+    let data = match call.purpose {
+        Purpose::Metadata => json!({
+            "type": "aes256-gcm96", "latest_version": latest, "keys": keys,
+            "supports_encryption": true, "supports_decryption": true,
+        }),
+        Purpose::KeysConfig => json!({ "disable_upsert": true }),
+        Purpose::Encrypt => {
+            let plaintext = asked["plaintext"].as_str().expect("a plaintext");
+            let version = asked["key_version"].as_u64().expect("a version");
+            let version = version + u64::from(mood == SEALS_UNDER_ANOTHER_VERSION);
+            json!({ "ciphertext": format!("vault:v{version}:{plaintext}"), "key_version": version })
+        }
+        _ => {
+            let plaintext = asked["ciphertext"].as_str().and_then(|text| text.rsplit(':').next());
+            json!({ "plaintext": plaintext.expect("a text") })
+        }
+    };
+    let (status, body) = match (call.purpose, mood) {
+        (Purpose::Decrypt, OPENS_NOTHING) => (400, json!({ "errors": ["cipher: message authentication failed"] })),
+        (Purpose::Decrypt, OPENS_ANOTHER) => (200, json!({ "data": { "plaintext": "AAAA" } })),
+        _ => (200, json!({ "data": data })),
+    };
+    reply(status, &body)
 }
 
 fn reply(status: u16, body: &Value) -> BaoReply {
@@ -177,9 +193,32 @@ async fn a_key_that_does_not_open_what_it_seals_stops_writes_at_once() {
         tokio::time::sleep(probes_every * 2).await;
         let status = key.status(Instant::now());
         assert_eq!((status.healthz, status.key_id), (Class::KeyUnusable.name(), None));
+        assert_eq!(key.seals_nothing(), Some(Class::KeyUnusable), "nor does a call that was on its way");
         mood.store(WELL, Ordering::SeqCst);
         tokio::time::sleep(LAST_PAUSE * 2).await;
-        assert_eq!(key.status(Instant::now()).healthz, "ok");
+        assert_eq!((key.status(Instant::now()).healthz, key.seals_nothing()), ("ok", None));
+        keeping.abort();
+    }
+}
+
+/// Nodes go by OpenBao's clock alone: one whose way to it is slow just then is no later than the others.
+#[tokio::test(start_paused = true)]
+async fn a_version_becomes_active_at_its_moment_while_a_look_takes_long() {
+    let delay = Rotation::default().activation_delay.get();
+    let left = delay - Duration::from_secs(YOUNG);
+    for early in [0, 300, 600, 900] {
+        let mood = Arc::new(AtomicU8::new(HAS_A_YOUNG_VERSION));
+        let mut keeper = keeper(&mood);
+        keeper.rotation.metadata_interval = "1s".parse().expect("a span");
+        let key = keeper.key.clone();
+        let active = || key.peek().expect("a view").active().number;
+        let keeping = tokio::spawn(keeper.keep());
+        tokio::time::sleep(left - Duration::from_millis(2_500 + early)).await;
+        assert_eq!(active(), 1);
+        mood.store(HAS_A_YOUNG_VERSION_AND_IS_SLOW, Ordering::SeqCst);
+        // The clock of the reply has whole seconds: it may have been one further when the puppet was made.
+        tokio::time::sleep(Duration::from_millis(2_600 + early)).await;
+        assert_eq!(active(), 2, "a look was under way: {early}");
         keeping.abort();
     }
 }

@@ -1,5 +1,6 @@
 //! Asking the keeper to look at the key now. However many callers ask, few looks follow: one an interval for what callers
-//! say, one a second for what OpenBao itself says; all who wait share them.
+//! say, one a second for what OpenBao itself says; all who wait share them. What OpenBao has said is never dropped: a look
+//! that had begun before proves nothing against it.
 
 use std::time::Duration;
 
@@ -41,6 +42,8 @@ pub struct RefreshRequests {
     interval: Duration,
     last_for_caller: Option<Instant>,
     last: Option<Instant>,
+    /// What OpenBao has said since the last look began.
+    owed: Option<Due>,
 }
 
 /// A look that is due.
@@ -55,7 +58,7 @@ pub struct Due {
 /// A pair: callers ask, the keeper serves at most one look an `interval` for [`Why::UnknownKeyId`].
 pub fn channel(interval: Duration) -> (Refresh, RefreshRequests) {
     let (sender, receiver) = mpsc::channel(WAITERS);
-    let requests = RefreshRequests { requests: receiver, interval, last_for_caller: None, last: None };
+    let requests = RefreshRequests { requests: receiver, interval, last_for_caller: None, last: None, owed: None };
     (Refresh { requests: sender }, requests)
 }
 
@@ -86,49 +89,60 @@ impl RefreshRequests {
         self.interval = interval;
     }
 
-    /// The next look that is due. Who asks for one that is not allowed yet is let go.
+    /// The next look that is due. A caller who asks for one that is not allowed yet is let go; what OpenBao has said waits
+    /// for its turn.
     pub async fn due(&mut self) -> Due {
         loop {
-            let Some(first) = self.requests.recv().await else {
-                // Every asking side is gone; nobody will ask again.
-                return std::future::pending().await;
+            let turn = self.last.map_or_else(Instant::now, |last| last + APART);
+            let first = tokio::select! {
+                biased;
+                // Every asking side is gone: nobody will ask again.
+                Some(first) = self.requests.recv() => Some(first),
+                () = tokio::time::sleep_until(turn), if self.owed.is_some() => None,
+                else => return std::future::pending().await,
             };
-            let (mut due, mut allowed) = (Due::default(), false);
-            let mut next = Some(first);
+            let mut allowed = false;
+            let mut next = first;
             while let Some(Asked { why, done }) = next {
-                allowed |= self.allows(why);
-                due.prove |= why == Why::KeyTrouble;
-                due.waiters.extend(done);
+                if why != Why::UnknownKeyId || self.allows_caller() || allowed {
+                    let owed = self.owed.get_or_insert_default();
+                    owed.prove |= why == Why::KeyTrouble;
+                    owed.waiters.extend(done);
+                    allowed |= why == Why::UnknownKeyId;
+                }
                 next = self.requests.try_recv().ok();
             }
-            if allowed {
-                self.last = Some(Instant::now());
-                return due;
+            let now = Instant::now();
+            if let Some(owed) = self.owed.take_if(|_| allowed || now >= turn) {
+                self.last = Some(now);
+                return owed;
             }
         }
     }
 
-    fn allows(&mut self, why: Why) -> bool {
-        let older = |last: Option<Instant>, than| last.is_none_or(|last| last.elapsed() >= than);
-        if why != Why::UnknownKeyId {
-            return older(self.last, APART);
-        }
-        let allowed = older(self.last_for_caller, self.interval);
+    fn allows_caller(&mut self) -> bool {
+        let allowed = self.last_for_caller.is_none_or(|last| last.elapsed() >= self.interval);
         if allowed {
             self.last_for_caller = Some(Instant::now());
         }
         allowed
     }
 
-    /// Lets go whoever asked while a look was under way: they share its result.
+    /// Lets go whoever asked while a look was under way: they share its result. What OpenBao said meanwhile is looked at anew.
     pub fn release(&mut self, waiters: Vec<oneshot::Sender<()>>) {
-        for waiter in waiters {
-            let _ = waiter.send(());
+        let mut waiters = waiters;
+        let mut prove = self.owed.take().is_some_and(|owed| {
+            waiters.extend(owed.waiters);
+            owed.prove
+        });
+        while let Ok(Asked { why, done }) = self.requests.try_recv() {
+            prove |= why == Why::KeyTrouble;
+            waiters.extend(done);
         }
-        while let Ok(asked) = self.requests.try_recv() {
-            if let Some(done) = asked.done {
-                let _ = done.send(());
-            }
+        self.owed = prove.then(|| Due { waiters: Vec::new(), prove });
+        for waiter in waiters {
+            // Who has left needs no answer.
+            let _ = waiter.send(());
         }
     }
 }
@@ -181,9 +195,46 @@ mod tests {
         refresh.hint(Why::KeyTrouble);
         assert_eq!(now_due(&mut requests).await, None, "one a second");
         tokio::time::sleep(APART).await;
+        assert_eq!(now_due(&mut requests).await, Some(true), "and it is not forgotten until then");
+        tokio::time::sleep(APART).await;
         refresh.hint(Why::ViewIsOld);
         assert_eq!(now_due(&mut requests).await, Some(false));
         refresh.hint(Why::UnknownKeyId);
         assert_eq!(now_due(&mut requests).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_openbao_says_while_a_look_is_under_way_is_looked_at_anew() {
+        let (refresh, mut requests) = channel(Duration::from_secs(3_600));
+        let callers = [Why::UnknownKeyId, Why::ViewIsOld].map(|why| {
+            let refresh = refresh.clone();
+            tokio::spawn(async move { refresh.ask(why).await })
+        });
+        refresh.hint(Why::KeyTrouble);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        // A look of the keeper's own that had begun before is over now.
+        requests.release(Vec::new());
+        for caller in callers {
+            tokio::time::timeout(APART / 10, caller).await.expect("let go").expect("a task");
+        }
+        let due = tokio::time::timeout(APART / 10, requests.due()).await.expect("at once");
+        assert!(due.prove && due.waiters.is_empty());
+        requests.release(due.waiters);
+        assert!(tokio::time::timeout(APART * 10, requests.due()).await.is_err(), "once is enough");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_told_that_the_view_is_old_waits_for_the_next_look_that_may_be_made() {
+        let (refresh, mut requests) = channel(Duration::from_secs(3_600));
+        refresh.hint(Why::ViewIsOld);
+        let due = requests.due().await;
+        requests.release(due.waiters);
+        let began = Instant::now();
+        let caller = tokio::spawn(async move { refresh.ask(Why::ViewIsOld).await });
+        let due = requests.due().await;
+        assert_eq!((began.elapsed(), due.waiters.len(), due.prove), (APART, 1, false));
+        assert!(!caller.is_finished());
+        requests.release(due.waiters);
+        caller.await.expect("let go");
     }
 }

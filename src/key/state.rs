@@ -150,9 +150,10 @@ impl KeyState {
         (!tolerated).then_some(class)
     }
 
-    /// Why nothing may be sealed even though OpenBao might do it: the key is not the one that was seen before.
+    /// Why nothing may be sealed even though OpenBao might do it: the key is not the one that was seen before, or does not
+    /// open what it seals.
     pub fn seals_nothing(&self) -> Option<Class> {
-        self.health().key_trouble.filter(|class| *class == Class::KeyRolledBack)
+        self.health().key_trouble.filter(|class| closes(*class) > 0)
     }
 
     /// The health as the keeper sees it, tolerated trouble included.
@@ -172,7 +173,7 @@ impl KeyState {
         let since = health.trouble.map_or(now, |(_, since)| since);
         health.trouble = Some((class, since));
         // Another key than before is not excused by a right that is missing as well.
-        if class.bearing() == Bearing::Key && health.key_trouble != Some(Class::KeyRolledBack) {
+        if class.bearing() == Bearing::Key && health.key_trouble.map_or(0, closes) <= closes(class) {
             health.key_trouble = Some(class);
         }
     }
@@ -190,7 +191,8 @@ impl KeyState {
 
     /// Whether the key shows less than was seen of it, be it that nothing is said yet because a standby may lag.
     pub fn is_in_doubt(&self) -> bool {
-        self.seals_nothing().is_some() || (self.peek().is_some() && self.trusted().is_none())
+        let rolled_back = self.health().key_trouble == Some(Class::KeyRolledBack);
+        rolled_back || (self.peek().is_some() && self.trusted().is_none())
     }
 
     /// The most that was seen of the key, by this process or one before it.
@@ -243,6 +245,15 @@ impl KeyState {
         if class.bearing() == Bearing::Key && self.health().trouble.is_none() {
             self.refresh.hint(Why::KeyTrouble);
         }
+    }
+}
+
+/// How strongly trouble with the key forbids to seal: the greater is remembered. 0: OpenBao itself refuses, or may be asked.
+fn closes(class: Class) -> u8 {
+    match class {
+        Class::KeyRolledBack => 2,
+        Class::KeyUnusable => 1,
+        _ => 0,
     }
 }
 

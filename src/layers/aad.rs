@@ -12,6 +12,10 @@ use crate::key::check::{Refusal, check};
 use crate::key::{KeyState, Version, Why};
 use crate::request::{Bound, Kind, Operation, Payload, Reply, Request, Response, Stage};
 
+/// Looks at the key after OpenBao has refused a version. The first may share one that had begun before the minimum was
+/// raised; the second cannot.
+const LOOKS: usize = 2;
+
 /// The layer's service.
 #[derive(Clone)]
 pub(super) struct Aad<S> {
@@ -116,13 +120,15 @@ where
                 return Err(error);
             };
             // The minimum for encryption was raised a moment ago; a look at the key says which version takes over.
-            key.refresh(Why::ViewIsOld).await;
-            let bound = bind(&key, request).await?;
-            if bound.version.number == version.number {
-                return Err(error);
+            for _ in 0..LOOKS {
+                key.refresh(Why::ViewIsOld).await;
+                let bound = bind(&key, request.clone()).await?;
+                if bound.version.number != version.number {
+                    let version = bound.version.clone();
+                    return inner.call(bound).await.map(|reply| respond(reply, &version));
+                }
             }
-            let version = bound.version.clone();
-            inner.call(bound).await.map(|reply| respond(reply, &version))
+            Err(error)
         })
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bao_kms_provider::dev::client::Endpoint;
 use bao_kms_provider::dev::provision::{Setup, provision};
 use bao_kms_provider::dev::server::Fault;
+use bao_kms_provider::front::client::StatusResponse;
 use serde_json::{Value, json};
 
 use super::support::{KEY, PATIENCE, Stage, code, status_until, until};
@@ -166,4 +167,33 @@ async fn a_policy_that_hides_the_mounts_config_is_one_finding_and_nothing_more()
     assert_eq!(stage.server.calls().of("auth/login"), 1, "this 403 says nothing of the token");
     let (_, log) = program.stop();
     assert!(!log.contains("token_rejected"), "{log}");
+}
+
+/// With the intervals that a file without `rotation` and `health` has, the next look by itself is half a minute away and the
+/// next proof of the right to seal five minutes: the first call that is refused closes Status.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_call_that_is_refused_closes_status_whatever_the_intervals() {
+    let stage = Stage::set().await;
+    let own = "    rotation: { activationDelay: 1s, metadataInterval: 500ms }\n";
+    let config = stage.config("").replace(own, "");
+    assert_ne!(config, stage.config(""));
+    let _program = stage.serve(&config);
+    let client = stage.client().await;
+    status_until(&client, "ok", |status| status.healthz == "ok").await;
+    let denied = "{\"errors\":[\"1 error occurred:\\n\\t* permission denied\\n\\n\"]}";
+    for _ in 0..3 {
+        // The right to seal alone: what the keeper reads it still reads.
+        stage.server.faults().add("transit/encrypt", Fault::Reply { status: 403, body: denied.into() });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(client.status().await.expect("Status").healthz, "ok", "nobody has asked yet");
+        let refused = client.encrypt(vec![7; 32], "u").await.err().expect("refused");
+        assert!(refused.to_string().contains("token_rejected"), "{refused}");
+        let began = Instant::now();
+        let closed = |status: &StatusResponse| status.healthz == "token_rejected" && status.key_id.is_empty();
+        status_until(&client, "token_rejected", closed).await;
+        // A look a second, and what a busy machine needs for it.
+        assert!(began.elapsed() < Duration::from_secs(3), "closed after {:?}", began.elapsed());
+        stage.server.faults().clear();
+        status_until(&client, "ok", |status| status.healthz == "ok").await;
+    }
 }

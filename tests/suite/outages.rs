@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use bao_kms_provider::dev::client::Endpoint;
+use bao_kms_provider::dev::provision::{Setup, provision};
 use bao_kms_provider::dev::server::Fault;
 use tokio::task::JoinSet;
 
@@ -107,4 +109,32 @@ async fn calls_that_come_all_the_same_while_openbao_is_away_meet_it_at_no_higher
     eprintln!("{busiest} requests in the busiest {WINDOW:?} after the outage, {steady} in a steady one");
     assert!(steady > 5, "{steady} requests in {WINDOW:?} are no rate");
     assert!(busiest <= 2 * steady + UNSTEADY, "{busiest} requests in {WINDOW:?}, {steady} before");
+}
+
+/// So long that the token has ended and logins are half a minute apart: OpenBao's return is noticed no later for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_absence_that_outlasts_the_token_and_the_back_off_is_over_within_two_seconds() {
+    const AWAY: Duration = Duration::from_secs(75);
+    const BACK: Duration = Duration::from_secs(2);
+    let stage = Stage::set().await;
+    let endpoint = Endpoint { url: stage.server.url(), ca_pem: stage.server.ca_pem() };
+    let setup = Setup { token_ttl: "10s".into(), ..stage.setup.clone() };
+    provision(&endpoint, &stage.server.root_token(), &setup).await.expect("set up");
+    let node = stage.node(0).await;
+    let port = node.port();
+    // As a file without `rotation` and `health` has it, but for the tolerance: three minutes would hide what is looked for.
+    let own = "    rotation: { activationDelay: 1s, metadataInterval: 500ms }\n";
+    let config = stage.config_of(&[node.url()], "    health: { tolerance: 5s }").replace(own, "");
+    let _program = stage.serve(&config);
+    let client = stage.client().await;
+    let first = status_until(&client, "ok", |status| status.healthz == "ok").await;
+    super::nodes::kill(node).await;
+    tokio::time::sleep(AWAY).await;
+    let status = client.status().await.expect("Status");
+    assert_eq!((status.healthz.as_str(), status.key_id.as_str()), ("unreachable", ""));
+    let _node = stage.node(port).await;
+    let back = Instant::now();
+    let healed = status_until(&client, "ok", |status| status.healthz == "ok").await;
+    assert!(back.elapsed() < BACK, "Status was healthy after {:?}", back.elapsed());
+    assert_eq!(healed.key_id, first.key_id);
 }

@@ -105,6 +105,14 @@ async fn five_thousand_decrypts_of_fifty_seeds_ask_little_and_give_their_memory_
     tokio::time::sleep(Duration::from_secs(7)).await;
     let before = Holds::of(pid);
 
+    // So far that all have come before three exchanges can follow one another, however slow the machine.
+    stage.server.faults().add("transit/decrypt", Fault::Delay(Duration::from_millis(800)));
+    let asked = stage.server.calls().items("transit/decrypt");
+    storm(&stage, &seeds, 5_000).await;
+    let items = stage.server.calls().items("transit/decrypt") - asked;
+    assert!(items <= 3 * 50, "{items} items of 50 seeds");
+    stage.server.faults().clear();
+
     let far = Duration::from_millis(50);
     stage.server.faults().add("transit/decrypt", Fault::Delay(far));
     let (asked, began) = (stage.server.calls().items("transit/decrypt"), std::time::Instant::now());
