@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::{Attempt, Login, Method, upcoming};
 use crate::error::{Class, Error};
@@ -138,9 +139,10 @@ fn claims(text: &str) -> Option<Claims> {
     let [header, body, signature] = parts[..] else {
         return None;
     };
-    URL_SAFE_NO_PAD.decode(header).ok()?;
-    URL_SAFE_NO_PAD.decode(signature).ok()?;
-    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(body).ok()?).ok()
+    let decoded = |part: &str| URL_SAFE_NO_PAD.decode(part).ok().map(Zeroizing::new);
+    decoded(header)?;
+    decoded(signature)?;
+    serde_json::from_slice(&decoded(body)?).ok()
 }
 
 /// A claim that is a time, Unix seconds.

@@ -23,7 +23,9 @@ pub enum SocketState {
     Pending,
     /// It accepts connections.
     Ready,
-    /// It could not be had, or not as it is configured; the sentence says why and what to do.
+    /// It accepts connections, and its file is not as it is configured; the sentence says why and what to do.
+    Unfit(String),
+    /// It could not be had; the sentence says why and what to do.
     Refused(String),
 }
 
@@ -129,7 +131,7 @@ impl Keeping {
             let config = self.wanted.borrow_and_update().clone();
             match front::acquire(&config, std::mem::replace(&mut self.source, Source::Bind)) {
                 Ok(socket) => return Some(socket),
-                Err(error) => self.refused(&config, &error),
+                Err(error) => self.refused(&config, &error, SocketState::Refused),
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(LAST_PAUSE),
@@ -179,7 +181,7 @@ impl Keeping {
                     None
                 }
                 Err(error) => {
-                    self.refused(&config, &error);
+                    self.refused(&config, &error, SocketState::Unfit);
                     Some(LAST_PAUSE)
                 }
             };
@@ -219,9 +221,9 @@ impl Keeping {
         tokio::time::sleep(FIRST_PAUSE).await;
     }
 
-    fn refused(&self, config: &front::Config, error: &SocketError) {
-        let sentence = format!("{error}; {}", error.help());
-        if !matches!(&*self.state.borrow(), SocketState::Refused(known) if *known == sentence) {
+    fn refused(&self, config: &front::Config, error: &SocketError, state: fn(String) -> SocketState) {
+        let state = state(format!("{error}; {}", error.help()));
+        if *self.state.borrow() != state {
             tracing::error!(
                 event = events::SOCKET_REFUSED,
                 pipeline = &*self.door.pipeline,
@@ -230,6 +232,6 @@ impl Keeping {
                 "{error}"
             );
         }
-        self.state.send_replace(SocketState::Refused(sentence));
+        self.state.send_replace(state);
     }
 }

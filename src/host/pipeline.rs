@@ -186,21 +186,24 @@ impl Pipeline {
             socket: Arc::new(move || match &*socket.borrow() {
                 SocketState::Ready => Ok(()),
                 SocketState::Pending => Err("the socket is being opened".to_owned()),
-                SocketState::Refused(why) => Err(why.clone()),
+                SocketState::Unfit(why) | SocketState::Refused(why) => Err(why.clone()),
             }),
         }
     }
 
     /// Whether this configuration may replace the one that runs.
     pub fn check_replacement(&self, next: &Config) -> Result<(), PipelineError> {
+        if self.running.is_none() {
+            // It was refused for its pin and has written nothing: it has nothing to lose, and holds no other one up.
+            return Ok(());
+        }
         let identity = identity_of(next);
         let pins = pins(next, &identity);
         if let Some(changed) = pins.differs_from(&self.fingerprint()) {
             return Err(PipelineError::IdentityChanged { name: next.name.clone(), changed });
         }
         let pinned = &next.identity.fingerprint;
-        // A pipeline that is refused for its pin already has nothing to lose, and holds no other one up.
-        if self.running.is_some() && !pinned.is_empty() && pins.differs_from(pinned).is_some() {
+        if !pinned.is_empty() && pins.differs_from(pinned).is_some() {
             return Err(PipelineError::WrongPin { name: next.name.clone() });
         }
         Ok(())
@@ -242,7 +245,10 @@ impl Pipeline {
     async fn replace_engine(&mut self, drain: Duration, leaving: &mut JoinSet<()>) {
         let old = match self.running.take() {
             Some(Running { engine, calls }) => Some((engine.retire().await, calls)),
-            None => None,
+            None => {
+                self.identity = Arc::new(identity_of(&self.config));
+                None
+            }
         };
         self.running = start_engine(&self.config, &self.identity, &self.around, &self.switch);
         if let Some((session, mut calls)) = old {

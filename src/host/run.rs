@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::handover::{HandOverError, Predecessor, Successor, program};
-use super::reload::{Once, reload};
+use super::reload::{Once, Reading, reload};
 use super::watch::Watch;
 use super::{PluginHost, SocketState, lock, memory, systemd};
 use crate::config::Config;
@@ -76,6 +76,7 @@ pub async fn serve(watch: Arc<Watch>, config: Config, telemetry: telemetry::Guar
     let mut successor: Option<Successor> = None;
     let (told, mut changed) = mpsc::channel(1);
     let watcher = tokio::spawn(watch.clone().run(told));
+    let mut reading = Reading::of(watch);
     let watchdog = tokio::spawn(systemd::watchdog());
     let tally = tokio::spawn(telemetry::tally::run(host.outlook().clone()));
     let memory = tokio::spawn(memory::keep_small());
@@ -86,8 +87,9 @@ pub async fn serve(watch: Arc<Watch>, config: Config, telemetry: telemetry::Guar
             _ = look.tick() => if announcer.look(&host) == Verdict::GiveUp { break Ending::NoSocket },
             _ = signals.terminate.recv() => break Ending::Signal,
             _ = signals.interrupt.recv() => break Ending::Signal,
-            _ = signals.hangup.recv() => reload(&watch, &once, &mut host, &telemetry).await,
-            Some(()) = changed.recv() => reload(&watch, &once, &mut host, &telemetry).await,
+            _ = signals.hangup.recv() => reading.begin(),
+            Some(()) = changed.recv() => reading.begin(),
+            read = reading.over() => reload(read, &once, &mut host, &telemetry).await,
             arrived = settled(&mut arrival) => {
                 arrival = None;
                 if !arrived { break Ending::NotReady }
@@ -104,6 +106,11 @@ pub async fn serve(watch: Arc<Watch>, config: Config, telemetry: telemetry::Guar
             },
         }
     };
+    if let Some(arrival) = arrival {
+        // The process before must not leave its place to one that ends.
+        arrival.abort();
+        let _ = arrival.await;
+    }
     if let Some(unfinished) = successor {
         unfinished.give_up();
     }
@@ -200,7 +207,7 @@ impl Default for Announcer {
 impl Announcer {
     fn look(&mut self, host: &PluginHost) -> Verdict {
         let sockets: Vec<SocketState> = host.pipelines().iter().map(|one| one.socket().borrow().clone()).collect();
-        let any = sockets.contains(&SocketState::Ready);
+        let any = sockets.iter().any(|socket| matches!(socket, SocketState::Ready | SocketState::Unfit(_)));
         let tried = !sockets.contains(&SocketState::Pending);
         if any && tried && !self.ready {
             self.ready = true;
@@ -212,7 +219,7 @@ impl Announcer {
             .zip(&sockets)
             .map(|(pipeline, socket)| {
                 let reason = match socket {
-                    SocketState::Ready => match pipeline.key().shown_trouble(Instant::now()) {
+                    SocketState::Ready | SocketState::Unfit(_) => match pipeline.key().shown_trouble(Instant::now()) {
                         Some(class) => class.name(),
                         None if pipeline.key().peek().is_none() => "starting",
                         None => "ok",

@@ -59,9 +59,17 @@ pub fn init(config: &Config) -> Result<Guard, InitError> {
         None => registry.try_init(),
     };
     started.map_err(|_| InitError::Twice)?;
-    // Built here and not at the first span, so that a wrong file shows in the log of the start.
-    if let Some(Err(error)) = exporter.map(|(_, exporter)| exporter.current()) {
-        tracing::error!(event = events::EXPORTER_TROUBLE, "traces are not exported, it is tried again: {error}");
+    // Built now and not at the first span, so that a wrong file shows in the log of the start; and beside it, because a
+    // volume that hangs must not keep the sockets waiting for traces.
+    if let Some((_, exporter)) = exporter {
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = exporter.current() {
+                tracing::error!(
+                    event = events::EXPORTER_TROUBLE,
+                    "traces are not exported, it is tried again: {error}"
+                );
+            }
+        });
     }
     Ok(Guard { level, provider, lines: flush })
 }

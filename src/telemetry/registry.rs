@@ -72,7 +72,11 @@ fn moment(registry: &mut Registry, pipeline: &Observed) {
     );
     let socket = Gauge::<i64>::default();
     socket.set((pipeline.socket)().is_ok().into());
-    registry.register("socket_ready", "1 while the socket accepts connections; 0: `/readyz` says why not.", socket);
+    registry.register(
+        "socket_ready",
+        "1 while the socket accepts connections and is as configured; 0: `/readyz` says why not.",
+        socket,
+    );
 
     let status = Family::<Labels, Gauge>::default();
     let view = pipeline.key.peek();

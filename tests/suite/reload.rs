@@ -3,15 +3,18 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bao_kms_provider::dev::server::Fault;
 use bao_kms_provider::front::client::Client;
+use nix::fcntl::AT_FDCWD;
+use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
 use rustix::process::Signal;
 
 use super::handover::{Service, quiet, round};
 use super::owners::some_group;
-use super::support::{PATIENCE, Program, Stage, status_until};
+use super::support::{PATIENCE, Program, Stage, skipped, status_until};
 
 /// The base configuration with another `socket` section; `more` follows its path.
 fn with_socket(stage: &Stage, more: &str) -> String {
@@ -228,4 +231,49 @@ async fn a_stop_waits_for_calls_no_longer_than_the_longest_one_may_take() {
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("are given up"), "{log}");
     assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+}
+
+/// Everybody who opens this file waits, as on a volume that hangs; until it is dropped. Only root may do that.
+fn hang(file: &Path) -> Option<Fanotify> {
+    let held =
+        Fanotify::init(InitFlags::FAN_CLASS_CONTENT | InitFlags::FAN_CLOEXEC, EventFFlags::O_RDONLY).and_then(|held| {
+            held.mark(MarkFlags::FAN_MARK_ADD, MaskFlags::FAN_OPEN_PERM, AT_FDCWD, Some(file))?;
+            Ok(held)
+        });
+    held.inspect_err(|error| skipped(&format!("no file can be made to hang: {error}"))).ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_on_a_volume_that_hangs_holds_up_nothing_but_its_reload() {
+    let stage = Stage::set().await;
+    let program = stage.serve(&quiet(&stage));
+    let client = stage.client().await;
+    status_until(&client, "ok", |status| status.healthz == "ok").await;
+    let replace = |config: &str| {
+        let next = stage.write("next.yaml", config);
+        let held = hang(&next);
+        std::fs::rename(next, stage.path("config.yaml")).expect("replaced");
+        held
+    };
+    let Some(held) = replace(&quiet(&stage).replace("level: info", "level: debug")) else { return };
+    program.signal(Signal::HUP);
+    let began = Instant::now();
+    while !program.output().contains("the volume of a file hangs") {
+        assert!(began.elapsed() < PATIENCE, "never said:\n{}", program.output());
+        round(&client, &[7; 32]).await.expect("served");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let (_, report) = stage.admin("/readyz").await;
+    assert!(report.contains("the volume of a file hangs"), "{report}");
+    drop(held);
+    program.logged("\"event\":\"reloaded\"").await;
+    let (_, report) = stage.admin("/readyz").await;
+    assert!(!report.contains("hangs"), "{report}");
+
+    let _held = replace(&quiet(&stage)).expect("as before");
+    program.signal(Signal::HUP);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let (code, log) = tokio::task::block_in_place(|| program.stop());
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("the token was given back"), "{log}");
 }

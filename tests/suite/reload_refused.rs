@@ -1,5 +1,6 @@
 //! Reloads that cannot be: what runs goes on, and the operator learns what to do instead.
 
+use bao_kms_provider::{config, host};
 use rustix::process::Signal;
 
 use super::load::round;
@@ -47,6 +48,27 @@ async fn a_pipeline_that_was_refused_for_its_pin_serves_once_it_is_right() {
     stage.write("config.yaml", &stage.config(""));
     program.signal(Signal::HUP);
     status_until(&client, "ok", |status| status.healthz == "ok").await;
+}
+
+/// The pin is right, and the rest of the file is what is wrong: it is mended as the log says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipeline_whose_identity_was_mistyped_serves_once_it_is_what_is_pinned() {
+    let stage = Stage::set().await;
+    let file = stage.write("config.yaml", &stage.config(""));
+    let fingerprint = host::fingerprint(&config::load(&[file]).expect("a configuration").config.pipelines[0]);
+    let pinned = stage.config("").replace("identity: {", &format!("identity: {{ fingerprint: {fingerprint},"));
+    for (path, from, to) in COVERED {
+        let program = stage.serve(&pinned.replacen(from, to, 1));
+        let client = stage.client().await;
+        let refused = status_until(&client, "refused", |status| status.healthz == "fingerprint_mismatch").await;
+        assert_eq!(refused.key_id, "", "{path}");
+        stage.write("config.yaml", &pinned);
+        program.signal(Signal::HUP);
+        let healed = status_until(&client, "ok", |status| status.healthz == "ok").await;
+        let sealed = client.encrypt(vec![7; 32], "u").await.expect("Encrypt");
+        assert_eq!(sealed.key_id, healed.key_id, "{path}");
+        assert!(stage.admin("/readyz").await.1.contains(&fingerprint), "{path}");
+    }
 }
 
 /// What a fingerprint covers: a value of the running file, and another one that would be good at a start.

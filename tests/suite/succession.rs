@@ -178,3 +178,26 @@ async fn the_admin_port_is_the_next_processs_while_the_one_before_ends_its_calls
     assert!(alive(before) && !held.is_finished(), "the call is still on its way");
     assert!(Client::connect(stage.socket()).await.is_ok());
 }
+
+/// A group that the system does not have leaves the socket's file as it is, and callers are served: the next process, which
+/// meets that from its beginning, does not end for it as one does that has no socket.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_is_served_and_not_as_configured_ends_no_process() {
+    /// What a process without a socket has patience for, and more.
+    const LONGER: Duration = Duration::from_secs(65);
+    let stage = Stage::set().await;
+    let mut service = Service::start(&stage, &quiet(&stage));
+    status_until(&stage.client().await, "ok", |status| status.healthz == "ok").await;
+    stage.write("config.yaml", &quiet(&stage).replace("mode: \"0600\"", "mode: \"0660\", group: nobody-has-this-name"));
+    service.signal(Signal::USR2);
+    tokio::task::block_in_place(|| service.replaced());
+    logged(&stage, "socket_refused").await;
+    let (code, report) = stage.admin("/readyz").await;
+    assert!(code == 503 && report.contains("nobody-has-this-name"), "{code}: {report}");
+    let began = Instant::now();
+    while began.elapsed() < LONGER {
+        round(&stage.client().await, &[1; 32]).await.expect("served");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert!(alive(service.main));
+}

@@ -50,7 +50,10 @@ pub async fn run(config: Config, outlook: Arc<Outlook>) {
 }
 
 async fn serve(config: &Config, listener: TcpListener, outlook: Arc<Outlook>) -> Result<(), String> {
-    let identity = config.tls.clone().map(tls::Identity::load).transpose()?;
+    let tls = config.tls.clone();
+    // A volume that hangs holds up this listener alone.
+    let loaded = tokio::task::spawn_blocking(|| tls.map(tls::Identity::load).transpose()).await;
+    let identity = loaded.map_err(|_| "reading the files of admin.tls broke off".to_owned())??;
     connections::serve(listener, identity, router(outlook)).await;
     Ok(())
 }
