@@ -28,7 +28,7 @@ pub fn calls(sealed: &[Sealed]) -> Vec<Call> {
 
 /// A round of these calls, on a thread of its own.
 pub async fn round(socket: PathBuf, calls: Arc<Vec<Call>>, total: usize, in_flight: usize) -> Round {
-    let round = move || http2::round(&socket, &headers(), &calls[..total], in_flight);
+    let round = move || http2::round(&socket, &headers(), &calls, total, in_flight);
     tokio::task::spawn_blocking(round).await.expect("a caller")
 }
 

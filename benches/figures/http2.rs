@@ -53,17 +53,19 @@ struct Frame {
     payload: std::ops::Range<usize>,
 }
 
-/// Makes the calls over one connection, as an API server does, with `in_flight` of them under way at each moment.
-pub fn round(socket: &Path, headers: &Headers, calls: &[Call], in_flight: usize) -> Round {
+/// Makes so many calls over one connection, as an API server does, with `in_flight` of them under way at each moment; those
+/// there are one after the other, and again from the first.
+pub fn round(socket: &Path, headers: &Headers, calls: &[Call], total: usize, in_flight: usize) -> Round {
     let mut connection = Connection::open(socket);
-    let mut latencies = Vec::with_capacity(calls.len());
+    let call = |at: usize| &calls[at % calls.len()];
+    let mut latencies = Vec::with_capacity(total);
     // By stream: when each was sent. Streams are numbered 1, 3, 5, ... in the order of the calls.
-    let mut sent = Vec::with_capacity(calls.len());
+    let mut sent = Vec::with_capacity(total);
     let started = Instant::now();
-    while latencies.len() < calls.len() {
-        while sent.len() < calls.len().min(latencies.len() + in_flight) && connection.has_room(&calls[sent.len()]) {
+    while latencies.len() < total {
+        while sent.len() < total.min(latencies.len() + in_flight) && connection.has_room(call(sent.len())) {
             let block = if sent.is_empty() { &headers.first } else { &headers.later };
-            connection.push_call(sent.len(), block, &calls[sent.len()]);
+            connection.push_call(sent.len(), block, call(sent.len()));
             sent.push(Instant::now());
         }
         connection.flush();
@@ -72,7 +74,7 @@ pub fn round(socket: &Path, headers: &Headers, calls: &[Call], in_flight: usize)
             let at = (frame.stream as usize).wrapping_sub(1) / 2;
             match frame.kind {
                 DATA => assert!(
-                    calls[at].answer.is_empty() || connection.held[frame.payload.clone()] == calls[at].answer,
+                    call(at).answer.is_empty() || connection.held[frame.payload.clone()] == call(at).answer,
                     "another answer"
                 ),
                 HEADERS if frame.flags & END_STREAM != 0 => latencies.push(sent[at].elapsed()),

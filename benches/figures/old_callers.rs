@@ -19,8 +19,8 @@ const LATER: &str = "8386c4c3c2c1c0bf0f2f8613efbefba2b7";
 pub async fn round(socket: PathBuf, escaped: bool, calls: usize) -> Round {
     let first = [BEFORE, if escaped { ESCAPED } else { PLAIN }, AFTER].concat();
     let headers = Headers { first: bytes(&first), later: bytes(LATER) };
-    let calls: Vec<_> = (0..calls).map(|_| Call { message: vec![0; 5], answer: Vec::new() }).collect();
-    tokio::task::spawn_blocking(move || http2::round(&socket, &headers, &calls, 1)).await.expect("a caller")
+    let status = [Call { message: vec![0; 5], answer: Vec::new() }];
+    tokio::task::spawn_blocking(move || http2::round(&socket, &headers, &status, calls, 1)).await.expect("a caller")
 }
 
 fn bytes(hex: &str) -> Vec<u8> {
