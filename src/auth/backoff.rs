@@ -57,9 +57,10 @@ pub(super) fn is_refusal(class: Class) -> bool {
     matches!(class, Class::LoginRefused | Class::NamespaceMissing)
 }
 
-/// Whether it was OpenBao itself that did not grant the login: that it is there is no reason to ask again at once.
+/// Whether it was OpenBao itself, or what stands before it, that did not grant the login: that somebody is there is no reason
+/// to ask again at once.
 fn has_answered(class: Class) -> bool {
-    is_refusal(class) || class == Class::RateLimited
+    is_refusal(class) || matches!(class, Class::RateLimited | Class::BadReply)
 }
 
 #[cfg(test)]
@@ -99,6 +100,7 @@ mod tests {
             (Class::LoginRefused, REPAIR_INTERVAL),
             (Class::NamespaceMissing, REPAIR_INTERVAL),
             (Class::RateLimited, REPAIR_INTERVAL),
+            (Class::BadReply, REPAIR_INTERVAL),
         ] {
             for pause in pauses(&class.into(), 10) {
                 assert_eq!((pause.woken - now, pause.asked - now), (woken, REPAIR_INTERVAL), "{class}");

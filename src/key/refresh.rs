@@ -1,6 +1,6 @@
 //! Asking the keeper to look at the key now. However many callers ask, few looks follow: one an interval for what callers
-//! say, one a second for what OpenBao itself says; all who wait share them. What OpenBao has said is never dropped: a look
-//! that had begun before proves nothing against it.
+//! say, one a second for what OpenBao itself says; all who wait share them. That OpenBao has refused a call is not forgotten for
+//! a look that had begun before: it proves nothing against it.
 
 use std::time::Duration;
 
@@ -128,7 +128,8 @@ impl RefreshRequests {
         allowed
     }
 
-    /// Lets go whoever asked while a look was under way: they share its result. What OpenBao said meanwhile is looked at anew.
+    /// Lets go whoever asked while a look was under way: they share its result. Trouble with the
+    /// key that a call met meanwhile is looked at anew; who was told that the view is old asks again.
     pub fn release(&mut self, waiters: Vec<oneshot::Sender<()>>) {
         let mut waiters = waiters;
         let mut prove = self.owed.take().is_some_and(|owed| {

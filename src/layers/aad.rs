@@ -78,12 +78,15 @@ fn refused(refusal: Refusal) -> Error {
     }
 }
 
-fn respond(reply: Reply, version: &Version) -> Response {
+fn respond(key: &KeyState, reply: Reply, version: &Version) -> Result<Response, Error> {
     match reply {
         Reply::Encrypted(ciphertext) => {
-            Response::Encrypt { ciphertext, key_id: version.key_id.clone(), annotations: version.annotations.clone() }
+            // Once more: what became known meanwhile is true of what was sealed meanwhile.
+            may_seal(key)?;
+            let (key_id, annotations) = (version.key_id.clone(), version.annotations.clone());
+            Ok(Response::Encrypt { ciphertext, key_id, annotations })
         }
-        Reply::Decrypted(plaintext) => Response::Decrypt { plaintext },
+        Reply::Decrypted(plaintext) => Ok(Response::Decrypt { plaintext }),
     }
 }
 
@@ -107,7 +110,7 @@ where
             let bound = bind(&key, request).await?;
             let version = bound.version.clone();
             let error = match inner.call(bound).await {
-                Ok(reply) => return Ok(respond(reply, &version)),
+                Ok(reply) => return respond(&key, reply, &version),
                 Err(error) if error.class() == Class::VersionTooOld => error,
                 Err(error) => {
                     key.call_met(error.class());
@@ -125,7 +128,7 @@ where
                 let bound = bind(&key, request.clone()).await?;
                 if bound.version.number != version.number {
                     let version = bound.version.clone();
-                    return inner.call(bound).await.map(|reply| respond(reply, &version));
+                    return respond(&key, inner.call(bound).await?, &version);
                 }
             }
             Err(error)

@@ -174,7 +174,13 @@ impl Endpoint {
             Ok(reply) => unwell(reply),
             Err(error) => Some(error.class()),
         };
+        if purpose == Purpose::KeysConfig && class == Some(Class::BadReply) {
+            // A proxy may hide it as a policy may: nothing that calls need is missing there.
+            return;
+        }
         let Some(class) = class else {
+            // What Transit may still find wrong in it counts as if nobody else served.
+            progress.may_go_elsewhere(false);
             // A login is no work for Transit, which may be what is slow.
             if took < SLOW && matches!(purpose, Purpose::Encrypt | Purpose::Decrypt | Purpose::Metadata) {
                 breakers.crawls(false);
@@ -303,7 +309,7 @@ fn is_redirect(status: u16) -> bool {
 
 /// What a reply says against its address rather than against its call. A standby without a leader answers 500 with
 /// `local node not active` (`openbao.md` B.5); a 503 without a word of a seal is a load balancer's, or a node's without a
-/// leader; a refusal in another's words is that of something in front of a node.
+/// leader; a page, or a refusal in another's words, is that of something in front of a node.
 fn unwell(reply: &BaoReply) -> Option<Class> {
     match reply.status {
         429 => Some(Class::RateLimited),
@@ -311,6 +317,7 @@ fn unwell(reply: &BaoReply) -> Option<Class> {
         500 => Some(Class::ServerError),
         503 if says(reply, "sealed") || says(reply, "has been locked") => Some(Class::Sealed),
         501..=599 => Some(Class::NoLeader),
+        200 if !reply.body.starts_with(b"{") => Some(Class::BadReply),
         400..=499 if reply.errors().is_none() => Some(Class::BadReply),
         _ => None,
     }

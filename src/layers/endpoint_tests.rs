@@ -4,6 +4,9 @@ use std::sync::Mutex;
 
 use super::*;
 
+#[path = "endpoint/stranger_tests.rs"]
+mod strangers;
+
 /// Answers each exchange from a table of `origin -> (status, location)` and keeps what it was asked.
 fn endpoint(table: &'static [(&'static str, u16, Option<&'static str>)]) -> (Endpoint, Arc<Mutex<Vec<String>>>) {
     let asked: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -60,20 +63,6 @@ async fn a_listed_target_is_followed_once() {
         run(&[("https://a:8200", 307, Some("https://b:8200/")), ("https://b:8200", 307, Some("https://a:8200/"))])
             .await;
     assert_eq!((answer, asked.len()), (Err(Class::NoLeader), 2));
-}
-
-#[tokio::test]
-async fn what_stands_in_front_of_a_node_and_refuses_sends_calls_elsewhere() {
-    for status in [401, 403, 404] {
-        let table: &'static [_] =
-            Box::leak(Box::new([("https://a:8200", status, None), ("https://b:8200", 200, None)]));
-        let (endpoint, asked) = endpoint(table);
-        let first = endpoint.clone().run(call()).await.map(|reply| reply.status);
-        let second = endpoint.run(call()).await.map(|reply| reply.status);
-        assert_eq!((first.expect("a reply"), second.expect("a reply")), (status, 200));
-        let asked = asked.lock().expect("log").clone();
-        assert_eq!(asked.iter().filter(|origin| origin.contains("a:8200")).count(), 1, "{asked:?}");
-    }
 }
 
 #[tokio::test]

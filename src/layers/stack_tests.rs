@@ -24,6 +24,9 @@ const PATIENT: Duration = Duration::from_secs(3);
 /// Opens only when it is asked for again: the node lags when it hears of it first.
 const LAGS: &str = "lags";
 
+/// What a lot has in the place of a seed that is to be sealed.
+const SEALS: &str = "seals";
+
 /// Opens each text as itself, after a while, and notes the lots that it was asked for.
 #[derive(Clone)]
 struct Transit {
@@ -59,8 +62,10 @@ impl Service<Lot> for Transit {
         let mut texts = Vec::with_capacity(lot.len());
         for bound in &lot {
             bound.context.progress.enter(Stage::OpenBao);
-            let Payload::Decrypt(text) = &bound.payload else { panic!("only decrypts are asked for") };
-            texts.push(String::from_utf8_lossy(text).trim_start_matches("vault:v1:").to_owned());
+            texts.push(match &bound.payload {
+                Payload::Decrypt(text) => String::from_utf8_lossy(text).trim_start_matches("vault:v1:").to_owned(),
+                Payload::Encrypt(_) => SEALS.to_owned(),
+            });
         }
         let mut lots = self.lots.lock().expect("lots");
         let is_new = !lots.iter().flatten().any(|text| text == LAGS);
@@ -71,6 +76,7 @@ impl Service<Lot> for Transit {
             tokio::time::sleep(takes).await;
             let open = |text: String| match text == LAGS && is_new {
                 true => Err(Error::from(Class::StaleNode)),
+                false if text == SEALS => Ok(Reply::Encrypted("vault:v1:sealed".into())),
                 false => Ok(Reply::Decrypted(secret(text.into_bytes()))),
             };
             Ok(texts.into_iter().map(open).collect())
@@ -203,5 +209,24 @@ async fn a_storm_asks_for_no_seed_more_than_three_times() {
     for seed in &seeds {
         let times = asked.iter().filter(|text| *text == seed).count();
         assert!((1..=3).contains(&times), "{seed}: {times}");
+    }
+}
+
+/// A seed that was sealed while a proof showed that it would not open: nobody may write under it.
+#[tokio::test(start_paused = true)]
+async fn what_is_on_its_way_when_the_key_does_not_open_is_not_given_out() {
+    let (takes, half) = (Duration::from_millis(100), Duration::from_millis(50));
+    for class in [Class::KeyUnusable, Class::KeyRolledBack] {
+        let mut hallway = Hallway::new(takes, takes);
+        let context = CallContext::new("u");
+        let sealing =
+            hallway.kms.call(Request { operation: Operation::Encrypt { plaintext: secret(vec![1; 32]) }, context });
+        let sealing = tokio::spawn(sealing);
+        let opening = hallway.decrypt("a", PATIENT);
+        tokio::time::sleep(half).await;
+        hallway.key.failed(class, Instant::now());
+        assert_eq!(sealing.await.expect("a task").expect_err("closed").class(), class);
+        assert!(opening.await.expect("a task").0.is_ok(), "what opens is opened");
+        assert_eq!(hallway.lots().concat().iter().filter(|text| *text == SEALS).count(), 1, "it was on its way");
     }
 }

@@ -1,10 +1,13 @@
 //! OpenBao away under load, and back: callers wait inside their deadlines and go on one behind the other.
 
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use bao_kms_provider::dev::client::Endpoint;
 use bao_kms_provider::dev::provision::{Setup, provision};
 use bao_kms_provider::dev::server::Fault;
+use rustix::net;
 use tokio::task::JoinSet;
 
 use super::load::Load;
@@ -111,6 +114,14 @@ async fn calls_that_come_all_the_same_while_openbao_is_away_meet_it_at_no_higher
     assert!(busiest <= 2 * steady + UNSTEADY, "{busiest} requests in {WINDOW:?}, {steady} before");
 }
 
+/// Keeps the port of nobody from becoming somebody else's; who connects to it is refused.
+fn hold(port: u16) -> OwnedFd {
+    let socket = net::socket(net::AddressFamily::INET, net::SocketType::STREAM, None).expect("a socket");
+    net::sockopt::set_socket_reuseaddr(&socket, true).expect("an option");
+    net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)).expect("the port is free");
+    socket
+}
+
 /// So long that the token has ended and logins are half a minute apart: OpenBao's return is noticed no later for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_absence_that_outlasts_the_token_and_the_back_off_is_over_within_two_seconds() {
@@ -129,9 +140,11 @@ async fn an_absence_that_outlasts_the_token_and_the_back_off_is_over_within_two_
     let client = stage.client().await;
     let first = status_until(&client, "ok", |status| status.healthz == "ok").await;
     super::nodes::kill(node).await;
+    let held = hold(port);
     tokio::time::sleep(AWAY).await;
     let status = client.status().await.expect("Status");
     assert_eq!((status.healthz.as_str(), status.key_id.as_str()), ("unreachable", ""));
+    drop(held);
     let _node = stage.node(port).await;
     let back = Instant::now();
     let healed = status_until(&client, "ok", |status| status.healthz == "ok").await;

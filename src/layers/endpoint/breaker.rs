@@ -62,6 +62,8 @@ struct Open {
     /// Since when a call tries it.
     trial: Option<Instant>,
     class: Class,
+    /// Calls were answered with what may have been their own doing: then a good probe says nothing against it.
+    doubtful: bool,
     /// A probe was answered, which proves little here: when one call may try it although others serve.
     probation: Option<Instant>,
 }
@@ -105,18 +107,13 @@ impl Address {
 // === impl Open ===
 
 impl Open {
-    fn new(until: Instant, class: Class) -> Self {
-        Self { until, trial: None, class, probation: None }
+    fn new(until: Instant, class: Class, doubtful: bool) -> Self {
+        Self { until, trial: None, class, doubtful, probation: None }
     }
 
     /// Whether a call may try it although others serve.
     fn may_be_tried(&self, now: Instant) -> bool {
         self.trial.is_none() && self.probation.is_some_and(|due| due <= now)
-    }
-
-    /// Whether calls were answered with what may have been their own doing: then a good probe says nothing against it.
-    fn is_doubtful(&self) -> bool {
-        self.class.repeat() != Repeat::Free
     }
 
     /// When the next call may try it.
@@ -217,13 +214,14 @@ impl Breakers {
     }
 
     /// A probe was answered there. Where others serve, calls may go again, and the next failure is not forgiven sooner than the
-    /// last one; if calls were answered as well, and badly, one of them finds out first, and not at once. Where none serves, a
+    /// last one; if calls were answered as well, and badly, one of them finds out first, and not at once. That is for an address
+    /// that all calls would go to; one behind those that serve is only there for when they fail. Where none serves, a
     /// standby may have answered that knows no leader: one call finds out, before all go.
     pub(super) fn probed(&self, at: usize, now: Instant) {
-        let alone = self.state().iter().all(|address| address.open.is_some());
-        if !alone {
+        let first = self.state().iter().position(|address| address.open.is_none());
+        if let Some(first) = first {
             self.change(at, |address| match &mut address.open {
-                Some(open) if open.is_doubtful() => open.probation = Some(now + PROVED_BY_CALLS),
+                Some(open) if open.doubtful && at < first => open.probation = Some(now + PROVED_BY_CALLS),
                 _ => (address.open, address.failed) = (None, None),
             });
         } else if let Some(open) = self.state().get_mut(at).and_then(|address| address.open.as_mut()) {
@@ -240,16 +238,17 @@ impl Breakers {
     /// A probe that began then failed there. That it found nobody is older news than an answer that came since.
     pub(super) fn probe_failed(&self, at: usize, class: Class, began: Instant, now: Instant) {
         let found_nobody = matches!(class, Class::Timeout | Class::Unreachable | Class::ConnectionLost);
-        self.fail(at, class, now, found_nobody.then_some(began));
+        self.fail(at, class, now, found_nobody.then_some(began), false);
     }
 
     /// A call failed there.
     pub(super) fn failed(&self, at: usize, class: Class, now: Instant) {
-        self.fail(at, class, now, None);
+        self.fail(at, class, now, None, class.repeat() != Repeat::Free);
     }
 
-    /// `unless_answered`: nothing is said of an address that has answered a call since.
-    fn fail(&self, at: usize, class: Class, now: Instant, unless_answered: Option<Instant>) {
+    /// `unless_answered`: nothing is said of an address that has answered a call since. `doubtful`: a good probe does not
+    /// disprove it.
+    fn fail(&self, at: usize, class: Class, now: Instant, unless_answered: Option<Instant>, doubtful: bool) {
         let mut state = self.state();
         let Some(address) = state.get_mut(at) else { return };
         if unless_answered.is_some_and(|since| address.answered.is_some_and(|answered| answered > since)) {
@@ -264,7 +263,8 @@ impl Breakers {
         if opens && !known {
             let pause = address.pause.mul_f64(0.5 + fastrand::f64());
             address.pause = (address.pause * 2).min(LAST_PAUSE);
-            address.open = Some(Open::new(now + pause, class));
+            let doubtful = doubtful || address.open.as_ref().is_some_and(|open| open.doubtful);
+            address.open = Some(Open::new(now + pause, class, doubtful));
             self.shared.gauges.set(at, true);
             drop(state);
             self.shared.changed.notify_waiters();
@@ -300,6 +300,8 @@ impl Drop for Trial {
             && open.trial == Some(self.since)
         {
             open.trial = None;
+            // It ended without a verdict, which must not make the next call pay at once.
+            open.probation = open.probation.map(|due| due.max(Instant::now() + PROVED_BY_CALLS));
         }
         drop(state);
         self.breakers.shared.changed.notify_waiters();

@@ -218,3 +218,41 @@ async fn what_is_on_probation_is_asked_at_once_when_nobody_else_serves() {
     let next = pick(&breakers, now + LATER);
     assert!(matches!(next, Pick::Ask { at: 0, trial: Some(_) }), "{next:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_address_behind_those_that_serve_is_there_again_after_a_good_probe() {
+    let (breakers, now) = (breakers(2), Instant::now());
+    for _ in 0..DOUBTFUL {
+        breakers.failed(1, Class::ServerError, now);
+    }
+    assert!(!breakers.has_other(0));
+    breakers.probed(1, now + LATER);
+    assert!(breakers.has_other(0), "no call tries it while the first one serves");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_good_probe_disproves_what_a_probe_has_found() {
+    let (breakers, now) = (breakers(2), Instant::now());
+    for _ in 0..DOUBTFUL {
+        breakers.probe_failed(0, Class::Tls, now, now);
+    }
+    assert_eq!(asked(&pick(&breakers, now)), Some(1));
+    breakers.probed(0, now + LATER);
+    assert_eq!(asked(&pick(&breakers, now + LATER)), Some(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trial_on_probation_that_ends_without_a_verdict_is_not_repeated_at_once() {
+    let (breakers, now) = (breakers(2), Instant::now());
+    for _ in 0..DOUBTFUL {
+        breakers.failed(0, Class::Timeout, now);
+    }
+    breakers.probed(0, now);
+    tokio::time::sleep(PROVED_BY_CALLS).await;
+    let trial = pick(&breakers, Instant::now());
+    assert_eq!(asked(&trial), Some(0));
+    drop(trial);
+    assert_eq!(asked(&pick(&breakers, Instant::now())), Some(1));
+    tokio::time::sleep(PROVED_BY_CALLS).await;
+    assert_eq!(asked(&pick(&breakers, Instant::now())), Some(0));
+}
