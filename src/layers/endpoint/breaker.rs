@@ -247,7 +247,7 @@ impl Breakers {
     }
 
     /// `unless_answered`: nothing is said of an address that has answered a call since. `doubtful`: a good probe does not
-    /// disprove it.
+    /// disprove it, unless a probe has shown it as well.
     fn fail(&self, at: usize, class: Class, now: Instant, unless_answered: Option<Instant>, doubtful: bool) {
         let mut state = self.state();
         let Some(address) = state.get_mut(at) else { return };
@@ -263,7 +263,6 @@ impl Breakers {
         if opens && !known {
             let pause = address.pause.mul_f64(0.5 + fastrand::f64());
             address.pause = (address.pause * 2).min(LAST_PAUSE);
-            let doubtful = doubtful || address.open.as_ref().is_some_and(|open| open.doubtful);
             address.open = Some(Open::new(now + pause, class, doubtful));
             self.shared.gauges.set(at, true);
             drop(state);

@@ -239,6 +239,16 @@ async fn a_good_probe_disproves_what_a_probe_has_found() {
     assert_eq!(asked(&pick(&breakers, now)), Some(1));
     breakers.probed(0, now + LATER);
     assert_eq!(asked(&pick(&breakers, now + LATER)), Some(0));
+
+    // A node that dies breaks off what is on its way; then probes find nobody, until it is back.
+    for _ in 0..DOUBTFUL {
+        breakers.failed(0, Class::ConnectionLost, now + LATER);
+    }
+    let (at, trial) = breakers.probe_due(now + LATER * 2).expect("the pause is over");
+    breakers.probe_failed(at, Class::Unreachable, now + LATER * 2, now + LATER * 2);
+    drop(trial);
+    breakers.probed(0, now + LATER * 3);
+    assert_eq!(asked(&pick(&breakers, now + LATER * 3)), Some(0), "at once");
 }
 
 #[tokio::test(start_paused = true)]
