@@ -35,6 +35,8 @@ mod suite {
     mod generated;
     #[cfg(feature = "dev")]
     mod handover;
+    #[cfg(feature = "dev")]
+    mod hang;
     mod hostile;
     mod house;
     mod inherit;

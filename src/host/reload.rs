@@ -100,7 +100,13 @@ impl Reading {
         };
         let Ok(read) = read else {
             *hangs = None;
-            return Err(format!("not read within {} s: the volume of a file hangs", HANGS.as_secs()));
+            let files: Vec<_> = self.watch.files().iter().map(|file| file.display().to_string()).collect();
+            return Err(format!(
+                "{}: not read within {} s: the volume of a file hangs; look at that volume, what it holds is taken over \
+                 when it answers",
+                files.join(", "),
+                HANGS.as_secs()
+            ));
         };
         self.under_way = None;
         if std::mem::take(&mut self.again) {

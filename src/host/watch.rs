@@ -31,6 +31,11 @@ impl Watch {
         Arc::new(Self { files, tried })
     }
 
+    /// The files, in their order.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
     /// The files are about to be loaded: what they say now is tried.
     pub fn trying(&self) -> &[PathBuf] {
         *self.tried.lock().unwrap_or_else(PoisonError::into_inner) = digest(&self.files);

@@ -3,18 +3,16 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bao_kms_provider::dev::server::Fault;
 use bao_kms_provider::front::client::Client;
-use nix::fcntl::AT_FDCWD;
-use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
 use rustix::process::Signal;
 
 use super::handover::{Service, quiet, round};
+use super::hang::hang;
 use super::owners::some_group;
-use super::support::{PATIENCE, Program, Stage, skipped, status_until};
+use super::support::{PATIENCE, Program, Stage, status_until};
 
 /// The base configuration with another `socket` section; `more` follows its path.
 fn with_socket(stage: &Stage, more: &str) -> String {
@@ -233,16 +231,6 @@ async fn a_stop_waits_for_calls_no_longer_than_the_longest_one_may_take() {
     assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
 }
 
-/// Everybody who opens this file waits, as on a volume that hangs; until it is dropped. Only root may do that.
-fn hang(file: &Path) -> Option<Fanotify> {
-    let held =
-        Fanotify::init(InitFlags::FAN_CLASS_CONTENT | InitFlags::FAN_CLOEXEC, EventFFlags::O_RDONLY).and_then(|held| {
-            held.mark(MarkFlags::FAN_MARK_ADD, MaskFlags::FAN_OPEN_PERM, AT_FDCWD, Some(file))?;
-            Ok(held)
-        });
-    held.inspect_err(|error| skipped(&format!("no file can be made to hang: {error}"))).ok()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_on_a_volume_that_hangs_holds_up_nothing_but_its_reload() {
     let stage = Stage::set().await;
@@ -264,7 +252,8 @@ async fn a_configuration_on_a_volume_that_hangs_holds_up_nothing_but_its_reload(
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let (_, report) = stage.admin("/readyz").await;
-    assert!(report.contains("the volume of a file hangs"), "{report}");
+    let file = stage.path("config.yaml").display().to_string();
+    assert!(report.contains(&file) && report.contains("the volume of a file hangs"), "{report}");
     drop(held);
     program.logged("\"event\":\"reloaded\"").await;
     let (_, report) = stage.admin("/readyz").await;

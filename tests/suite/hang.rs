@@ -1,0 +1,48 @@
+//! Files on a volume that hangs: whoever opens one waits, for as long as the volume does.
+
+use std::path::Path;
+
+use nix::fcntl::AT_FDCWD;
+use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
+
+use super::handover::quiet;
+use super::load::round;
+use super::support::{Stage, skipped, status_until};
+
+/// Everybody who opens this file waits until what is returned is dropped. Only root may do that.
+pub(super) fn hang(file: &Path) -> Option<Fanotify> {
+    let held = Fanotify::init(InitFlags::FAN_CLASS_CONTENT | InitFlags::FAN_CLOEXEC, EventFFlags::O_RDONLY);
+    let held = held.and_then(|held| {
+        held.mark(MarkFlags::FAN_MARK_ADD, MaskFlags::FAN_OPEN_PERM, AT_FDCWD, Some(file))?;
+        Ok(held)
+    });
+    held.inspect_err(|error| skipped(&format!("no file can be made to hang: {error}"))).ok()
+}
+
+/// What only traces and the admin listener need keeps no call waiting, from the first instant on, and no end either.
+#[tokio::test(flavor = "multi_thread")]
+async fn trust_of_the_collector_and_of_the_admin_listener_that_hangs_holds_up_no_call() {
+    let stage = Stage::set().await;
+    let file = stage.write("hangs.pem", &stage.server.ca_pem());
+    let Some(_held) = hang(&file) else { return };
+    let path = file.display();
+    let config = quiet(&stage)
+        .replace(
+            "telemetry: {",
+            &format!("telemetry: {{ traces: {{ otlp: {{ endpoint: \"https://127.0.0.1:1\", caFile: {path} }} }},"),
+        )
+        .replace(
+            &format!("listen: 127.0.0.1:{}", stage.admin),
+            &format!(
+                "listen: 127.0.0.1:{}, tls: {{ certFile: {path}, keyFile: {path}, clientCaFile: {path} }}",
+                stage.admin
+            ),
+        );
+    assert!(config.contains("otlp") && config.contains("clientCaFile"), "{config}");
+    let program = stage.serve(&config);
+    let client = stage.client().await;
+    status_until(&client, "ok", |status| status.healthz == "ok").await;
+    round(&client, &[7; 32]).await.expect("served");
+    let (code, log) = tokio::task::block_in_place(|| program.stop());
+    assert_eq!(code, Some(0), "{log}");
+}
