@@ -83,6 +83,14 @@ impl PluginHost {
         &self.pipelines
     }
 
+    /// Resolves when no pipeline is still on its way to its socket.
+    pub async fn sockets_tried(&self) {
+        for pipeline in &self.pipelines {
+            // A pipeline whose entrance has ended does not try any more.
+            let _ = pipeline.socket().clone().wait_for(|socket| *socket != SocketState::Pending).await;
+        }
+    }
+
     /// Takes over another configuration: all of it or, when a running pipeline's identity would change, nothing of it.
     /// Pipelines that did not change are not touched, but look at the files that they name. Nobody waits for calls in flight:
     /// what is replaced ends them beside what replaces it.

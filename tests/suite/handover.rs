@@ -17,6 +17,8 @@ use super::support::{PATIENCE, Stage, status_until};
 
 /// How often the program is replaced.
 const TIMES: u64 = 100;
+/// So many lines of the log are shown when a test fails.
+const LAST_WORDS: usize = 40;
 
 /// The program as a service manager sees it: started once, then whatever process it names its main one.
 pub(super) struct Service {
@@ -72,7 +74,10 @@ impl Service {
 impl Drop for Service {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}", std::fs::read_to_string(&self.log).unwrap_or_default());
+            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+            // A hundred processes wrote it: the end tells, and leaves the panic's own words in sight.
+            let from = log.lines().count().saturating_sub(LAST_WORDS);
+            eprintln!("{}", log.lines().skip(from).collect::<Vec<_>>().join("\n"));
         }
         let _ = kill_process(self.main, Signal::KILL);
     }

@@ -1,11 +1,13 @@
 //! Files on a volume that hangs: whoever opens one waits, for as long as the volume does.
 
 use std::path::Path;
+use std::time::Duration;
 
 use nix::fcntl::AT_FDCWD;
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
+use rustix::process::Signal;
 
-use super::handover::quiet;
+use super::handover::{Service, logged, quiet};
 use super::load::round;
 use super::support::{Stage, skipped, status_until};
 
@@ -45,4 +47,25 @@ async fn trust_of_the_collector_and_of_the_admin_listener_that_hangs_holds_up_no
     round(&client, &[7; 32]).await.expect("served");
     let (code, log) = tokio::task::block_in_place(|| program.stop());
     assert_eq!(code, Some(0), "{log}");
+}
+
+/// A hand-over that is asked for before the socket is open: it waits for it, because a socket that is not there yet cannot be
+/// given, and the process before would close it behind itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_over_waits_for_a_socket_that_is_being_opened() {
+    let stage = Stage::set().await;
+    let file = stage.write("kms.sock.lock", "");
+    let Some(held) = hang(&file) else { return };
+    let mut service = Service::start(&stage, &quiet(&stage));
+    logged(&stage, "\"started\"").await;
+    service.signal(Signal::USR2);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let log = std::fs::read_to_string(stage.path("log")).expect("a log");
+    assert!(!log.contains("handing_over") && !log.contains("socket_ready"), "{log}");
+    drop(held);
+    tokio::task::block_in_place(|| service.replaced());
+    round(&stage.client().await, &[7; 32]).await.expect("served");
+    let log = std::fs::read_to_string(stage.path("log")).expect("a log");
+    assert!(!log.contains("socket_refused"), "{log}");
+    assert_eq!(log.matches("socket_ready").count(), 2, "{log}");
 }
