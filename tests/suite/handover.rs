@@ -1,6 +1,7 @@
 //! Another process in the place of this one, under load: a client that waits for a connection and repeats what the server
 //! did not process, as grpc-go does, loses no call.
 
+use std::convert::Infallible;
 use std::error::Error as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
@@ -17,6 +18,8 @@ use super::support::{PATIENCE, Stage, status_until};
 
 /// How often the program is replaced.
 const TIMES: u64 = 100;
+/// Nearly every call is answered earlier.
+const OTHERS_AFTER: Duration = Duration::from_millis(250);
 /// So many lines of the log are shown when a test fails.
 const LAST_WORDS: usize = 40;
 
@@ -156,12 +159,12 @@ pub(super) async fn load(path: &Path, callers: usize) -> Load {
 
 pub(super) async fn round(client: &Client, seed: &[u8]) -> Result<(), ClientError> {
     let (kms, plaintext) = (client.clone(), seed.to_vec());
-    let sealed = repeated(move || {
+    let sealed = repeated(client, move || {
         let (kms, plaintext) = (kms.clone(), plaintext.clone());
         async move { kms.encrypt(plaintext, "u").await }
     });
     let (kms, sealed) = (client.clone(), sealed.await?);
-    let opened = repeated(move || {
+    let opened = repeated(client, move || {
         let (kms, sealed) = (kms.clone(), sealed.clone());
         async move { kms.decrypt(sealed.ciphertext.to_vec(), "u", &sealed.key_id, sealed.annotations).await }
     });
@@ -170,18 +173,37 @@ pub(super) async fn round(client: &Client, seed: &[u8]) -> Result<(), ClientErro
 }
 
 /// Makes the call until the server has processed it, within the API server's time.
-pub(super) async fn repeated<T, F>(call: impl Fn() -> F) -> Result<T, ClientError>
+pub(super) async fn repeated<T, F>(client: &Client, call: impl Fn() -> F) -> Result<T, ClientError>
 where
     F: Future<Output = Result<T, ClientError>>,
 {
     let began = Instant::now();
     loop {
-        match call().await {
+        match beside_others(client, call()).await {
             Err(error) if not_processed(&error) && began.elapsed() < Duration::from_secs(3) => {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             outcome => return outcome,
         }
+    }
+}
+
+/// Makes a call on a channel that others use as well. In Rust's client a call that is queued in the instant in which its
+/// connection ends is neither sent nor refused until the next call of the channel finds the connection gone; grpc-go has no
+/// such queue. A call that the server has lost stays lost: on a connection that lives the others change nothing.
+async fn beside_others<T>(client: &Client, call: impl Future<Output = T>) -> T {
+    tokio::select! {
+        biased;
+        outcome = call => outcome,
+        never = others(client) => match never {},
+    }
+}
+
+async fn others(client: &Client) -> Infallible {
+    loop {
+        tokio::time::sleep(OTHERS_AFTER).await;
+        // Made for the sake of the one that waits.
+        let _ = client.status().await;
     }
 }
 

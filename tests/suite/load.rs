@@ -101,7 +101,8 @@ impl Load {
 impl Account {
     /// No round failed, and there were more than `enough` of them.
     pub fn assert_clean(&self, enough: usize, what: &str) {
-        let texts: Vec<_> = self.failures.iter().map(|failure| &failure.text).collect();
+        let told = |failure: &Failure| format!("after {:.1?}: {}", failure.to - failure.from, failure.text);
+        let texts: Vec<_> = self.failures.iter().map(told).collect();
         assert!(texts.is_empty(), "{what}: {} of {} rounds failed: {texts:#?}", texts.len(), self.done + texts.len());
         assert!(self.done > enough, "{what}: {} rounds are no load", self.done);
     }

@@ -40,8 +40,9 @@ async fn seal(client: &Client, count: usize) -> Arc<Vec<Sealed>> {
 }
 
 async fn open(client: Client, (seed, sealed): Sealed) -> Result<(), String> {
-    let opened = repeated(move || {
-        let (kms, sealed) = (client.clone(), sealed.clone());
+    let kms = client.clone();
+    let opened = repeated(&client, move || {
+        let (kms, sealed) = (kms.clone(), sealed.clone());
         async move { kms.decrypt(sealed.ciphertext.to_vec(), "u", &sealed.key_id, sealed.annotations).await }
     });
     let opened = opened.await.map_err(|error| format!("{error:?}"))?;
