@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::front::{self, Door, Socket, SocketError, Source};
@@ -15,9 +15,6 @@ use crate::telemetry::events;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause between two tries to get a socket.
 const LAST_PAUSE: Duration = Duration::from_secs(5);
-
-/// The volume that holds a socket hangs when it takes longer than this. It is waited for all the same.
-const VOLUME_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Whether a pipeline has its socket.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -111,25 +108,6 @@ impl Entrance {
     }
 }
 
-/// Works on the volume that holds a socket, beside the workers, because one that hangs must hold up no other pipeline.
-/// `hangs` is told when that takes long; the work goes on.
-async fn on_volume<T: Send + 'static>(
-    config: &front::Config,
-    work: impl FnOnce(&front::Config) -> Result<T, SocketError> + Send + 'static,
-    hangs: impl FnOnce(&SocketError),
-) -> Result<T, SocketError> {
-    let (path, config) = (config.path.clone(), config.clone());
-    let mut task = tokio::task::spawn_blocking(move || work(&config));
-    let done = match tokio::time::timeout(VOLUME_PATIENCE, &mut task).await {
-        Ok(done) => done,
-        Err(_) => {
-            hangs(&SocketError::Hangs { path: path.clone() });
-            task.await
-        }
-    };
-    done.unwrap_or_else(|error| Err(SocketError::Io { path, step: "broke off", source: std::io::Error::other(error) }))
-}
-
 // === impl Keeping ===
 
 impl Keeping {
@@ -151,17 +129,7 @@ impl Keeping {
         let mut pause = FIRST_PAUSE;
         loop {
             let config = self.wanted.borrow_and_update().clone();
-            let source = std::mem::replace(&mut self.source, Source::Bind);
-            let mut closed = self.closed.clone();
-            let tried = tokio::select! {
-                tried = on_volume(
-                    &config,
-                    |config| front::acquire(config, source),
-                    |hangs| self.refused(&config, hangs, SocketState::Refused),
-                ) => tried,
-                _ = closed.wait_for(|closed| *closed) => return None,
-            };
-            match tried {
+            match front::acquire(&config, std::mem::replace(&mut self.source, Source::Bind)) {
                 Ok(socket) => return Some(socket),
                 Err(error) => self.refused(&config, &error, SocketState::Refused),
             }
@@ -192,40 +160,22 @@ impl Keeping {
             // A listener that is kept would let callers wait at a closed door.
             keep(None);
         };
-        let (looked, fits) = oneshot::channel();
-        let serving = async {
-            // Mode and group are right before the first caller is let in, unless the volume hangs: `fit` says when.
-            let _ = fits.await;
-            front::serve(socket, self.door.clone(), shutdown).await
-        };
+        let serving = front::serve(socket, self.door.clone(), shutdown);
         tokio::select! {
-            never = self.fit(ours, looked) => match never {},
+            // First: mode and group are right before the first caller is let in.
+            biased;
+            never = self.fit(ours) => match never {},
             served = serving => served,
         }
     }
 
-    /// Keeps mode and group of the socket's file as they are wanted. Calls are served once it has `looked`, whatever becomes
-    /// of it.
-    async fn fit(&self, ours: bool, looked: oneshot::Sender<()>) -> Infallible {
+    /// Keeps mode and group of the socket's file as they are wanted. Calls are served meanwhile, whatever becomes of it.
+    async fn fit(&self, ours: bool) -> Infallible {
         let mut wanted = self.wanted.clone();
-        let mut looked = Some(looked);
-        let mut let_in = || {
-            // Nobody waits for it when the door is closed already.
-            let _ = looked.take().map(|looked| looked.send(()));
-        };
         let mut before = None;
         loop {
             let config = wanted.borrow_and_update().clone();
-            let fitted = if ours {
-                on_volume(&config, front::fit, |hangs| {
-                    self.refused(&config, hangs, SocketState::Unfit);
-                    let_in();
-                })
-                .await
-            } else {
-                Ok(())
-            };
-            let pause = match fitted {
+            let pause = match if ours { front::fit(&config) } else { Ok(()) } {
                 Ok(()) => {
                     self.state.send_replace(SocketState::Ready);
                     None
@@ -235,7 +185,6 @@ impl Keeping {
                     Some(LAST_PAUSE)
                 }
             };
-            let_in();
             let now = (config.mode, config.group.clone());
             if !ours && before.replace(now.clone()).is_some_and(|before| before != now) {
                 let help = "set SocketMode= and SocketGroup= of the socket unit, which made the file";

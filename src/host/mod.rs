@@ -83,7 +83,7 @@ impl PluginHost {
         &self.pipelines
     }
 
-    /// Resolves when no pipeline is on its way to its socket: each has it, or cannot have it for now.
+    /// Resolves when no pipeline is still on its way to its socket.
     pub async fn sockets_tried(&self) {
         for pipeline in &self.pipelines {
             // A pipeline whose entrance has ended does not try any more.

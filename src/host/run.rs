@@ -20,6 +20,8 @@ use crate::telemetry::{self, events};
 
 /// How long the program tries to get at least one socket before it ends with [`Ending::NoSocket`].
 const SOCKET_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a hand-over waits for sockets that are being opened. One on a volume that hangs does not hold up the others.
+const OPENING_PATIENCE: Duration = Duration::from_secs(5);
 /// How often sockets and reasons are looked at for systemd.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -73,7 +75,8 @@ pub async fn serve(watch: Arc<Watch>, config: Config, telemetry: telemetry::Guar
         host.forget_unclaimed();
         tokio::spawn(before.take_over(host.outlook().clone()))
     });
-    let mut asked = false;
+    // Until when a hand-over that was asked for waits for sockets.
+    let mut asked: Option<Instant> = None;
     let mut successor: Option<Successor> = None;
     let (told, mut changed) = mpsc::channel(1);
     let watcher = tokio::spawn(watch.clone().run(told));
@@ -95,10 +98,11 @@ pub async fn serve(watch: Arc<Watch>, config: Config, telemetry: telemetry::Guar
                 arrival = None;
                 if !arrived { break Ending::NotReady }
             }
-            _ = signals.successor.recv(), if !asked && successor.is_none() && arrival.is_none() => asked = true,
-            // A socket on its way to its door could not be given, and would be closed in the face of its callers.
-            () = host.sockets_tried(), if asked => {
-                asked = false;
+            _ = signals.successor.recv(), if asked.is_none() && successor.is_none() && arrival.is_none() => {
+                asked = Some(Instant::now() + OPENING_PATIENCE);
+            }
+            () = opened(asked, &host) => {
+                asked = None;
                 successor = begin_hand_over(&program, &host);
             }
             outcome = decided(successor.as_ref()) => match (outcome, successor.take()) {
@@ -155,6 +159,16 @@ fn refuse_hand_over(error: Option<HandOverError>, failed: Option<Successor>) {
     }
     if let Some(error) = error {
         tracing::error!(event = events::HAND_OVER_REFUSED, "{error}; this process goes on serving");
+    }
+}
+
+/// Resolves when a hand-over may begin that was asked for: a socket on its way to its door could not be given, and would be
+/// closed in the face of its callers.
+async fn opened(by: Option<Instant>, host: &PluginHost) {
+    match by {
+        // What is not open by then is left to the next process to open.
+        Some(by) => drop(tokio::time::timeout_at(by, host.sockets_tried()).await),
+        None => std::future::pending().await,
     }
 }
 
