@@ -190,7 +190,8 @@ where
 
 /// Makes a call on a channel that others use as well. In Rust's client a call that is queued in the instant in which its
 /// connection ends is neither sent nor refused until the next call of the channel finds the connection gone; grpc-go has no
-/// such queue. A call that the server has lost stays lost: on a connection that lives the others change nothing.
+/// such queue. On a connection that lives, a call that the server has lost stays lost. One that only stands still until the
+/// next frame comes would be seen by the loads that have no others.
 async fn beside_others<T>(client: &Client, call: impl Future<Output = T>) -> T {
     tokio::select! {
         biased;
