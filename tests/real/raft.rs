@@ -38,6 +38,9 @@ const WINDOW: Duration = Duration::from_millis(200);
 const UNSTEADY: f64 = 0.1;
 /// The least that a leader is asked in a window by all of these callers: fewer are no load, or were not counted.
 const LOADED: usize = 20;
+/// What it is asked before one is killed: more than half of what the callers ask for when nothing holds them up. In a moment
+/// in which the machine does, they would be compared with themselves at rest.
+const STEADY: usize = 32;
 /// Exchanges for calls in one second without a leader, and a few more at first: one at a time, after pauses that grow to a
 /// third of a second for each address, each perhaps with a redirect. Everybody at once would be a hundred.
 const TRIALS: f64 = 20.0;
@@ -51,6 +54,27 @@ struct Election {
     killed_at: SystemTime,
     /// When a node said that it leads.
     elected: Instant,
+}
+
+/// What this node was asked in a mean window of the two seconds before then.
+fn steady_rate(node: &OpenBao, until: SystemTime) -> usize {
+    let asked = node.asked(until - WINDOW * 10);
+    asked.iter().filter(|at| **at < until).count() / 10
+}
+
+/// The leader, once it is asked at a steady rate.
+async fn loaded(nodes: &[OpenBao]) -> usize {
+    until("a steady load", LONG, async || {
+        let at = leader(nodes).await;
+        match steady_rate(&nodes[at], SystemTime::now()) {
+            rate if rate >= STEADY => Ok(at),
+            rate => {
+                tokio::time::sleep(Duration::from_millis(400)).await;
+                Err(format!("{rate} requests in {WINDOW:?}"))
+            }
+        }
+    })
+    .await
 }
 
 /// Exchanges with OpenBao for calls so far, at each of these moments.
@@ -98,13 +122,11 @@ impl Election {
 
     /// The most that the new leader was asked in any window, and what the one before was asked in a mean one.
     fn rates(&self, nodes: &[OpenBao]) -> (usize, usize) {
-        let [before, after] = self.nodes.map(|at| nodes[at].asked());
-        let within = |times: &[SystemTime], from: SystemTime, span: Duration| {
-            times.iter().filter(|at| (from..from + span).contains(*at)).count()
-        };
-        let steady = within(&before, self.killed_at - WINDOW * 10, WINDOW * 10) / 10;
-        let met = after.iter().filter(|at| (self.killed_at..self.killed_at + WINDOW * 50).contains(*at));
-        (met.map(|from| within(&after, *from, WINDOW)).max().expect("it was asked"), steady)
+        let [before, after] = self.nodes.map(|at| &nodes[at]);
+        let met = after.asked(self.killed_at);
+        let first = met.iter().filter(|at| **at < self.killed_at + WINDOW * 50);
+        let within = |from: SystemTime| met.iter().filter(|at| (from..from + WINDOW).contains(*at)).count();
+        (first.map(|from| within(*from)).max().expect("it was asked"), steady_rate(before, self.killed_at))
     }
 }
 
@@ -133,7 +155,7 @@ async fn leaders_die_under_load_and_no_call_is_lost() {
     for _ in 0..KILLS {
         // The one that was killed must know all of the log before it may lead again, and the load has to be steady.
         tokio::time::sleep(Duration::from_secs(3)).await;
-        let before = leader(&nodes).await;
+        let before = loaded(&nodes).await;
         let (killed, killed_at) = (Instant::now(), SystemTime::now());
         nodes[before].kill();
         let after = leader(&nodes).await;

@@ -64,8 +64,9 @@ async fn crowd(stage: &Stage, client: &Client, calls: u8) -> (u64, u64) {
         most = (most.0.max(used), most.1.max(waiting));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    stage.server.faults().remove(hang);
+    // A slot that the first of them leaves is the next one's for an instant: OpenBao answers nobody until all are gone.
     assert_eq!(crowd.join_all().await, vec![true; usize::from(calls)], "nothing was answered");
+    stage.server.faults().remove(hang);
     most
 }
 

@@ -148,15 +148,16 @@ impl OpenBao {
         self.call("GET", "sys/health", Value::Null).await.map_or(0, |(status, _)| status)
     }
 
-    /// When it was asked to seal or open something, as its audit log tells it.
-    pub fn asked(&self) -> Vec<SystemTime> {
+    /// When it was asked to seal or open something from then on, the last time first, as its audit log tells it.
+    pub fn asked(&self, from: SystemTime) -> Vec<SystemTime> {
         let log = std::fs::read_to_string(self.folder.join("bao.log")).unwrap_or_default();
-        let requests = log.lines().filter(|line| line.contains("\"type\":\"request\""));
+        let requests = log.lines().rev().filter(|line| line.contains("\"type\":\"request\""));
         let calls = requests.filter(|line| {
             ["encrypt", "decrypt"].iter().any(|call| line.contains(&format!("\"path\":\"{}/{call}/", self.setup.mount)))
         });
         let times = calls.filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        times.filter_map(|line| humantime::parse_rfc3339(line["time"].as_str()?).ok()).collect()
+        let times = times.filter_map(|line| humantime::parse_rfc3339(line["time"].as_str()?).ok());
+        times.take_while(|at| *at >= from).collect()
     }
 
     fn spawn(&mut self) {
