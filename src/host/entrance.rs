@@ -16,6 +16,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause between two tries to get a socket.
 const LAST_PAUSE: Duration = Duration::from_secs(5);
 
+/// The volume that holds a socket hangs when opening it takes longer than this. It is waited for all the same.
+const VOLUME_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Whether a pipeline has its socket.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum SocketState {
@@ -129,7 +132,13 @@ impl Keeping {
         let mut pause = FIRST_PAUSE;
         loop {
             let config = self.wanted.borrow_and_update().clone();
-            match front::acquire(&config, std::mem::replace(&mut self.source, Source::Bind)) {
+            let source = std::mem::replace(&mut self.source, Source::Bind);
+            let mut closed = self.closed.clone();
+            let tried = tokio::select! {
+                tried = self.open(&config, source) => tried,
+                _ = closed.wait_for(|closed| *closed) => return None,
+            };
+            match tried {
                 Ok(socket) => return Some(socket),
                 Err(error) => self.refused(&config, &error, SocketState::Refused),
             }
@@ -140,6 +149,23 @@ impl Keeping {
                 _ = self.closed.wait_for(|closed| *closed) => return None,
             }
         }
+    }
+
+    /// One try, beside the workers: a volume that hangs holds up no other pipeline.
+    async fn open(&self, config: &front::Config, source: Source) -> Result<Socket, SocketError> {
+        let (path, section) = (config.path.clone(), config.clone());
+        let mut opening = tokio::task::spawn_blocking(move || front::acquire(&section, source));
+        let opened = match tokio::time::timeout(VOLUME_PATIENCE, &mut opening).await {
+            Ok(opened) => opened,
+            Err(_) => {
+                self.refused(config, &SocketError::Hangs { path: path.clone() }, SocketState::Refused);
+                opening.await
+            }
+        };
+        opened.unwrap_or_else(|error| {
+            let source = std::io::Error::other(error);
+            Err(SocketError::Io { path, step: "cannot be opened", source })
+        })
     }
 
     async fn serve(&self, socket: Socket) -> std::io::Result<()> {

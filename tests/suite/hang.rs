@@ -1,5 +1,6 @@
 //! Files on a volume that hangs: whoever opens one waits, for as long as the volume does.
 
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use rustix::process::Signal;
 
 use super::handover::{Service, logged, quiet};
 use super::load::round;
-use super::support::{Stage, skipped, status_until, until};
+use super::support::{PATIENCE, Stage, connect, skipped, status_until, until};
 
 /// Everybody who opens this file waits until what is returned is dropped. Only root may do that.
 pub(super) fn hang(file: &Path) -> Option<Fanotify> {
@@ -70,4 +71,62 @@ async fn a_hand_over_waits_for_a_socket_that_is_being_opened() {
     until("both had the socket", || log().matches("socket_ready").count() >= 2).await;
     assert!(!log().contains("socket_refused"), "{}", log());
     assert_eq!(log().matches("socket_ready").count(), 2, "{}", log());
+}
+
+/// More sockets on volumes that hang than the program has threads.
+#[tokio::test(flavor = "multi_thread")]
+async fn sockets_on_volumes_that_hang_hold_up_no_other_pipeline() {
+    let stage = Stage::set().await;
+    let names = ["b", "c", "d", "e", "f"];
+    let mut held = Vec::new();
+    for name in names {
+        let lock = stage.write(&format!("{name}.sock.lock"), "");
+        let Some(hangs) = hang(&lock) else { return };
+        held.push(hangs);
+    }
+    let config = quiet(&stage);
+    let (head, tail) = config.split_once("telemetry:").expect("telemetry");
+    let (_, first) = head.split_once("pipelines:\n").expect("pipelines");
+    let named = |name| first.replace("name: a", &format!("name: {name}")).replace("kms.sock", &format!("{name}.sock"));
+    let config = format!("{head}{}telemetry:{tail}", names.map(named).concat());
+    let manager = UnixDatagram::bind(stage.path("notify")).expect("a socket");
+    manager.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+
+    let notify = stage.path("notify");
+    let program = stage.serve_with(&config, |command| {
+        command.env("NOTIFY_SOCKET", &notify);
+    });
+    let client = stage.client().await;
+    status_until(&client, "ok", |status| status.healthz == "ok").await;
+    round(&client, &[7; 32]).await.expect("served");
+    let mut word = [0; 512];
+    loop {
+        let length = tokio::task::block_in_place(|| manager.recv(&mut word)).expect("the program becomes ready");
+        if word[..length].starts_with(b"READY=1") {
+            break;
+        }
+    }
+    for name in names {
+        program.logged(&format!("{name}.sock: the volume that holds it does not answer")).await;
+    }
+    round(&client, &[7; 32]).await.expect("served on");
+
+    drop(held);
+    for name in names {
+        let client = connect(&stage.path(&format!("{name}.sock"))).await;
+        status_until(&client, "ok", |status| status.healthz == "ok").await;
+    }
+    let (code, log) = tokio::task::block_in_place(|| program.stop());
+    assert_eq!(code, Some(0), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_on_a_volume_that_hangs_does_not_keep_the_program_from_ending() {
+    let stage = Stage::set().await;
+    let lock = stage.write("kms.sock.lock", "");
+    let Some(_held) = hang(&lock) else { return };
+    let program = stage.serve(&quiet(&stage));
+    program.logged("the volume that holds it does not answer").await;
+    let (code, log) = tokio::task::block_in_place(|| program.stop());
+    assert_eq!(code, Some(0), "{log}");
 }

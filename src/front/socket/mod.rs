@@ -100,6 +100,12 @@ pub enum SocketError {
         /// What it is instead.
         what: String,
     },
+    /// The volume that holds it does not answer.
+    #[error("{path}: the volume that holds it does not answer")]
+    Hangs {
+        /// The socket's path.
+        path: PathBuf,
+    },
     /// The system says no.
     #[error("{path}: {step}: {source}")]
     Io {
@@ -158,6 +164,7 @@ impl SocketError {
             Self::Unsafe { .. } => "let root or this service own the directory and nobody else write to it",
             Self::NoGroup { .. } => "create the group (deploy/systemd has a sysusers file) or correct socket.group",
             Self::Inherited { .. } => "let ListenStream= of the socket unit be the path in socket.path",
+            Self::Hangs { .. } => "find out what the volume waits for; the socket is opened as soon as it answers",
             Self::Io { .. } => "check that the directory exists, is writable by this service and its disk has room",
         }
     }
