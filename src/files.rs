@@ -8,13 +8,17 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use tokio::task::JoinError;
 use zeroize::Zeroizing;
 
 /// Certificates and CA bundles.
 pub const MAX_PEM: u64 = 1 << 20;
 /// A JWT.
 pub const MAX_JWT: u64 = 16 << 10;
+/// A volume hangs that has not answered after this.
+const HANGS: Duration = Duration::from_secs(5);
 
 /// Who may read a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,6 +91,23 @@ pub fn read(path: &Path, secrecy: Secrecy, limit: u64) -> Result<Zeroizing<Vec<u
         return Err(FileError::TooLarge { path: path.to_owned(), limit });
     }
     Ok(content)
+}
+
+/// Does what may wait for a volume beside the workers, where one that hangs holds up nobody else. `hangs` is called when it
+/// has taken five seconds; it is waited for all the same.
+///
+/// # Errors
+/// When the work panicked.
+pub async fn beside<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+    hangs: impl FnOnce(),
+) -> Result<T, JoinError> {
+    let mut task = tokio::task::spawn_blocking(work);
+    if let Ok(done) = tokio::time::timeout(HANGS, &mut task).await {
+        return done;
+    }
+    hangs();
+    task.await
 }
 
 /// Opens a regular file without blocking, so that a pipe in its place cannot hang us.

@@ -59,6 +59,8 @@ mod suite {
     mod overlay;
     mod owners;
     mod pages;
+    #[cfg(feature = "dev")]
+    mod pause;
     mod peers;
     #[cfg(feature = "dev")]
     mod pipe;

@@ -37,6 +37,10 @@ const LEAST_PATIENCE: Duration = Duration::from_secs(300);
 pub const PARTING: Duration = Duration::from_secs(1);
 /// Streams beyond the room for calls, for Status and for calls that are being refused.
 const SPARE_STREAMS: usize = 64;
+/// So many calls may be taken back before the program, which stood still, has looked at them; with one more the connection
+/// would end, and every call on it. An API server has 600 requests under way (its flags `--max-requests-inflight` and
+/// `--max-mutating-requests-inflight`), and after a time-out of 3 s as many again. Each costs less than a KiB.
+const TAKEN_BACK: usize = 2048;
 /// So many small frames of waiting calls must not exhaust the connection's window.
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// A dead peer is noticed after this long without an answer to a ping.
@@ -101,6 +105,7 @@ pub async fn serve(socket: Socket, door: Door, shutdown: impl Future<Output = ()
     let mut asked = false;
     let served = Server::builder()
         .max_concurrent_streams(streams)
+        .http2_max_pending_accept_reset_streams(Some(TAKEN_BACK))
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .timeout(bounds.patience)

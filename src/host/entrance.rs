@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::files;
 use crate::front::{self, Door, Socket, SocketError, Source};
 use crate::telemetry::events;
 
@@ -15,9 +16,6 @@ use crate::telemetry::events;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause between two tries to get a socket.
 const LAST_PAUSE: Duration = Duration::from_secs(5);
-
-/// The volume that holds a socket hangs when opening it takes longer than this. It is waited for all the same.
-const VOLUME_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Whether a pipeline has its socket.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -151,17 +149,11 @@ impl Keeping {
         }
     }
 
-    /// One try, beside the workers: a volume that hangs holds up no other pipeline.
+    /// One try, which a volume that hangs holds up without holding up another pipeline's.
     async fn open(&self, config: &front::Config, source: Source) -> Result<Socket, SocketError> {
         let (path, section) = (config.path.clone(), config.clone());
-        let mut opening = tokio::task::spawn_blocking(move || front::acquire(&section, source));
-        let opened = match tokio::time::timeout(VOLUME_PATIENCE, &mut opening).await {
-            Ok(opened) => opened,
-            Err(_) => {
-                self.refused(config, &SocketError::Hangs { path: path.clone() }, SocketState::Refused);
-                opening.await
-            }
-        };
+        let hangs = || self.refused(config, &SocketError::Hangs { path: path.clone() }, SocketState::Refused);
+        let opened = files::beside(move || front::acquire(&section, source), hangs).await;
         opened.unwrap_or_else(|error| {
             let source = std::io::Error::other(error);
             Err(SocketError::Io { path, step: "cannot be opened", source })

@@ -15,6 +15,7 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 use super::config::{Config, Format, Level};
 use super::exporter::Exporter;
 use super::{events, traces, writer};
+use crate::files;
 
 /// How long the end of the program waits for the last traces.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
@@ -62,16 +63,23 @@ pub fn init(config: &Config) -> Result<Guard, InitError> {
     // Built now and not at the first span, so that a wrong file shows in the log of the start; and beside it, because a
     // volume that hangs must not keep the sockets waiting for traces.
     if let Some((_, exporter)) = exporter {
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = exporter.current() {
-                tracing::error!(
-                    event = events::EXPORTER_TROUBLE,
-                    "traces are not exported, it is tried again: {error}"
-                );
-            }
-        });
+        tokio::spawn(build(exporter));
     }
     Ok(Guard { level, provider, lines: flush })
+}
+
+async fn build(exporter: Exporter) {
+    let hangs = || {
+        tracing::error!(
+            event = events::EXPORTER_TROUBLE,
+            help = "find out what the volume waits for; nothing has to be started again",
+            "traces are not exported: they wait for the collector's CA file, whose volume does not answer"
+        );
+    };
+    let built = files::beside(move || exporter.current().map(drop), hangs).await;
+    if let Ok(Err(error)) = built {
+        tracing::error!(event = events::EXPORTER_TROUBLE, "traces are not exported, it is tried again: {error}");
+    }
 }
 
 /// Ours at the configured level, libraries at warnings, spans of calls never.

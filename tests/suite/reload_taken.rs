@@ -104,6 +104,7 @@ async fn files_that_change_are_taken_over_without_a_signal() {
 }
 
 /// A caller that counts how often it had to connect: a socket that is not touched keeps its connection.
+#[derive(Clone)]
 pub(super) struct Steady {
     kms: KeyManagementServiceClient<Channel>,
     dials: Arc<AtomicUsize>,
@@ -133,7 +134,7 @@ impl Steady {
         self.kms.clone().status(StatusRequest {}).await.expect("Status").into_inner().healthz
     }
 
-    async fn encrypt(&self) {
+    pub(super) async fn encrypt(&self) {
         let request = EncryptRequest { plaintext: vec![7; 32], uid: "u".into() };
         self.kms.clone().encrypt(request).await.expect("Encrypt");
     }

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bao_kms_provider::front::{Config, Socket, SocketError, Source, acquire};
@@ -72,10 +72,10 @@ fn mode_and_group_are_right_whenever_there_is_a_socket() {
         let mut config = config(&path);
         config.mode = Mode::new(mode);
         config.group = Some(some_group().to_string());
-        let done = AtomicBool::new(false);
-        let (seen, looks) = std::thread::scope(|scope| {
+        let (done, looks) = (AtomicBool::new(false), AtomicU32::new(0));
+        let seen = std::thread::scope(|scope| {
             let watcher = scope.spawn(|| {
-                let (mut seen, mut looks, mut there) = (BTreeSet::new(), 0_u32, false);
+                let (mut seen, mut there) = (BTreeSet::new(), false);
                 while !done.load(Ordering::SeqCst) {
                     match path.symlink_metadata() {
                         Ok(meta) => {
@@ -88,20 +88,26 @@ fn mode_and_group_are_right_whenever_there_is_a_socket() {
                     if let Ok(meta) = fresh.symlink_metadata() {
                         assert_eq!(meta.mode() & 0o7777 & !mode, 0, "{:o} of {mode:o}", meta.mode());
                     }
-                    looks += 1;
+                    looks.fetch_add(1, Ordering::SeqCst);
                 }
-                (seen, looks)
+                seen
             });
+            // A process that was quicker than its watcher has been watched too little. One look is under way already.
+            let looked = || {
+                let before = looks.load(Ordering::SeqCst);
+                while looks.load(Ordering::SeqCst) < before + 2 && !watcher.is_finished() {
+                    std::thread::yield_now();
+                }
+            };
+            looked();
             for _ in 0..200 {
                 drop(again(&config));
             }
-            // A process that was quicker than its watcher has been watched too little.
-            while path.symlink_metadata().is_err() {}
-            std::thread::sleep(Duration::from_millis(20));
+            looked();
             done.store(true, Ordering::SeqCst);
             watcher.join().expect("the watcher")
         });
-        assert_eq!(seen, BTreeSet::from([(true, mode, some_group())]), "{mode:o}, {looks} looks");
+        assert_eq!(seen, BTreeSet::from([(true, mode, some_group())]), "{mode:o}, {looks:?} looks");
         assert_eq!(names(folder.path()), BTreeSet::from(["kms.sock".into(), "kms.sock.lock".into()]));
     }
 }

@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 
 pub use config::{Config, Tls};
 
+use crate::files;
 use crate::telemetry::events;
 use crate::telemetry::observed::Outlook;
 use crate::telemetry::registry;
@@ -51,8 +52,15 @@ pub async fn run(config: Config, outlook: Arc<Outlook>) {
 
 async fn serve(config: &Config, listener: TcpListener, outlook: Arc<Outlook>) -> Result<(), String> {
     let tls = config.tls.clone();
-    // A volume that hangs holds up this listener alone.
-    let loaded = tokio::task::spawn_blocking(|| tls.map(tls::Identity::load).transpose()).await;
+    let hangs = || {
+        tracing::warn!(
+            event = events::ADMIN_TROUBLE,
+            listen = %config.listen,
+            help = "find out what the volume waits for; nothing has to be started again",
+            "the admin listener waits for the files of admin.tls, whose volume does not answer"
+        );
+    };
+    let loaded = files::beside(|| tls.map(tls::Identity::load).transpose(), hangs).await;
     let identity = loaded.map_err(|_| "reading the files of admin.tls broke off".to_owned())??;
     connections::serve(listener, identity, router(outlook)).await;
     Ok(())

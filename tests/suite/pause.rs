@@ -1,0 +1,42 @@
+//! A program that stands still for a while, as on a virtual machine that is paused or a node that starves it.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::reload_taken::Steady;
+use super::support::{Stage, status_until};
+
+/// Calls that are made and taken back meanwhile: twice what an API server has under way at most.
+const TAKEN_BACK: usize = 1_200;
+/// How long they wait.
+const HURRY: Duration = Duration::from_millis(500);
+
+/// Whoever takes back what nobody has looked at is no attacker: the connection, and what else is under way on it, stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_are_taken_back_while_the_program_stands_still_cost_no_other_call() {
+    let stage = Stage::set().await;
+    let program = stage.serve(&stage.config(""));
+    let steady = Steady::connect(&stage).await;
+    status_until(&stage.client().await, "ok", |status| status.healthz == "ok").await;
+    steady.untouched().await;
+
+    program.signal(Signal::STOP);
+    let hurried = (0..TAKEN_BACK).map(|_| {
+        let steady = steady.clone();
+        tokio::spawn(async move { tokio::time::timeout(HURRY, steady.encrypt()).await.is_err() })
+    });
+    let hurried: Vec<_> = hurried.collect();
+    let patient = tokio::spawn({
+        let steady = steady.clone();
+        async move { steady.encrypt().await }
+    });
+    for call in hurried {
+        assert!(call.await.expect("a call"), "nobody was there to answer");
+    }
+    // What says that a call is taken back leaves a moment after it.
+    tokio::time::sleep(HURRY).await;
+    program.signal(Signal::CONT);
+    patient.await.expect("what waited is answered");
+    steady.untouched().await;
+}
