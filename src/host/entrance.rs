@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::files;
@@ -16,6 +16,10 @@ use crate::telemetry::events;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause between two tries to get a socket.
 const LAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long callers wait until mode and group of a socket that was handed over are as they are wanted: longer only where its
+/// volume hangs, which is to keep nobody waiting.
+const LET_IN: Duration = Duration::from_secs(1);
 
 /// Whether a pipeline has its socket.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,6 +47,9 @@ pub struct Entrance {
 /// The socket under other descriptors while the door is open, for a process that takes our place.
 type Spare = Arc<Mutex<Option<Socket>>>;
 
+/// Gives the file of a socket that is ours its mode and group.
+type Fit = Arc<dyn Fn(&front::Config) -> Result<(), SocketError> + Send + Sync>;
+
 /// What the task of an entrance holds.
 struct Keeping {
     door: Door,
@@ -52,6 +59,7 @@ struct Keeping {
     closed: watch::Receiver<bool>,
     state: watch::Sender<SocketState>,
     spare: Spare,
+    fit: Fit,
 }
 
 // === impl Entrance ===
@@ -59,12 +67,17 @@ struct Keeping {
 impl Entrance {
     /// Gets the socket and serves it, once `opening` holds true.
     pub fn open(config: front::Config, source: Source, opening: watch::Receiver<bool>, door: Door) -> Self {
+        Self::open_with(config, source, opening, door, Arc::new(front::fit))
+    }
+
+    fn open_with(config: front::Config, source: Source, opening: watch::Receiver<bool>, door: Door, fit: Fit) -> Self {
         let pipeline = door.pipeline.clone();
         let (sender, state) = watch::channel(SocketState::Pending);
         let (wanted, config) = watch::channel(config);
         let (close, closed) = watch::channel(false);
         let spare = Spare::default();
-        let keeping = Keeping { door, wanted: config, source, opening, closed, state: sender, spare: spare.clone() };
+        let keeping =
+            Keeping { door, wanted: config, source, opening, closed, state: sender, spare: spare.clone(), fit };
         Self { pipeline, state, wanted, close, spare, task: tokio::spawn(keeping.run()) }
     }
 
@@ -132,8 +145,18 @@ impl Keeping {
             let config = self.wanted.borrow_and_update().clone();
             let source = std::mem::replace(&mut self.source, Source::Bind);
             let mut closed = self.closed.clone();
+            let opened = async {
+                match source {
+                    Source::Bind => {
+                        self.on_volume(&config, SocketState::Refused, |config| front::acquire(config, Source::Bind))
+                            .await
+                    }
+                    // It is there already: no volume is asked.
+                    passed_on => front::acquire(&config, passed_on),
+                }
+            };
             let tried = tokio::select! {
-                tried = self.open(&config, source) => tried,
+                tried = opened => tried,
                 _ = closed.wait_for(|closed| *closed) => return None,
             };
             match tried {
@@ -149,14 +172,19 @@ impl Keeping {
         }
     }
 
-    /// One try, which a volume that hangs holds up without holding up another pipeline's.
-    async fn open(&self, config: &front::Config, source: Source) -> Result<Socket, SocketError> {
-        let (path, section) = (config.path.clone(), config.clone());
-        let hangs = || self.refused(config, &SocketError::Hangs { path: path.clone() }, SocketState::Refused);
-        let opened = files::beside(move || front::acquire(&section, source), hangs).await;
-        opened.unwrap_or_else(|error| {
+    /// Does what may wait for the volume that holds the socket without holding up another pipeline. When that takes long, it
+    /// is told, and leads to this state.
+    async fn on_volume<T: Send + 'static>(
+        &self,
+        config: &front::Config,
+        state: fn(String) -> SocketState,
+        work: impl FnOnce(&front::Config) -> Result<T, SocketError> + Send + 'static,
+    ) -> Result<T, SocketError> {
+        let section = config.clone();
+        let hangs = || self.refused(config, &SocketError::Hangs { path: config.path.clone() }, state);
+        files::beside(move || work(&section), hangs).await.unwrap_or_else(|error| {
             let source = std::io::Error::other(error);
-            Err(SocketError::Io { path, step: "cannot be opened", source })
+            Err(SocketError::Io { path: config.path.clone(), step: "cannot be worked on", source })
         })
     }
 
@@ -178,22 +206,40 @@ impl Keeping {
             // A listener that is kept would let callers wait at a closed door.
             keep(None);
         };
-        let serving = front::serve(socket, self.door.clone(), shutdown);
+        let (looked, fits) = oneshot::channel();
+        let serving = async {
+            // Mode and group are right before the first caller is let in, or what was is good enough for now.
+            let _ = tokio::time::timeout(LET_IN, fits).await;
+            front::serve(socket, self.door.clone(), shutdown).await
+        };
         tokio::select! {
-            // First: mode and group are right before the first caller is let in.
-            biased;
-            never = self.fit(ours) => match never {},
+            never = self.keep_fit(ours, looked) => match never {},
             served = serving => served,
         }
     }
 
-    /// Keeps mode and group of the socket's file as they are wanted. Calls are served meanwhile, whatever becomes of it.
-    async fn fit(&self, ours: bool) -> Infallible {
+    /// Keeps mode and group of the socket's file as they are wanted. Calls are served once it has `looked`, whatever becomes
+    /// of it.
+    async fn keep_fit(&self, ours: bool, looked: oneshot::Sender<()>) -> Infallible {
         let mut wanted = self.wanted.clone();
+        let mut looked = Some(looked);
         let mut before = None;
         loop {
             let config = wanted.borrow_and_update().clone();
-            let pause = match if ours { front::fit(&config) } else { Ok(()) } {
+            let fitted = if ours {
+                // Nobody else gets the file while a volume that hangs may yet change it.
+                let lock = self.spare.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(Socket::lock);
+                let fit = self.fit.clone();
+                let work = move |config: &front::Config| {
+                    let fitted = fit(config);
+                    drop(lock);
+                    fitted
+                };
+                self.on_volume(&config, SocketState::Unfit, work).await
+            } else {
+                Ok(())
+            };
+            let pause = match fitted {
                 Ok(()) => {
                     self.state.send_replace(SocketState::Ready);
                     None
@@ -203,6 +249,8 @@ impl Keeping {
                     Some(LAST_PAUSE)
                 }
             };
+            // Nobody waits for it when the door is closed already.
+            let _ = looked.take().map(|looked| looked.send(()));
             let now = (config.mode, config.group.clone());
             if !ours && before.replace(now.clone()).is_some_and(|before| before != now) {
                 let help = "set SocketMode= and SocketGroup= of the socket unit, which made the file";
@@ -253,3 +301,7 @@ impl Keeping {
         self.state.send_replace(state);
     }
 }
+
+#[cfg(test)]
+#[path = "entrance_tests.rs"]
+mod tests;

@@ -73,7 +73,7 @@ async fn build(exporter: Exporter) {
         tracing::error!(
             event = events::EXPORTER_TROUBLE,
             help = "find out what the volume waits for; nothing has to be started again",
-            "traces are not exported: they wait for the collector's CA file, whose volume does not answer"
+            "traces are not exported: they wait for the CA certificates of the collector, whose volume does not answer"
         );
     };
     let built = files::beside(move || exporter.current().map(drop), hangs).await;

@@ -45,7 +45,9 @@ async fn trust_of_the_collector_and_of_the_admin_listener_that_hangs_holds_up_no
     let program = stage.serve(&config);
     let client = stage.client().await;
     status_until(&client, "ok", |status| status.healthz == "ok").await;
-    for waiting in ["they wait for the collector's CA file", "the admin listener waits for the files of admin.tls"] {
+    for waiting in
+        ["they wait for the CA certificates of the collector", "the admin listener waits for the files of admin.tls"]
+    {
         program.logged(waiting).await;
     }
     round(&client, &[7; 32]).await.expect("served");

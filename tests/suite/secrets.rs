@@ -303,7 +303,9 @@ async fn the_process_denies_itself_core_dumps_and_privileges() {
     // What denies itself nothing shows that the system tells one from the other.
     let mut command = Command::new("sleep");
     command.arg("60");
-    assert_eq!(owners(start(command).child.id()), [user; 5], "dumpable");
+    // A process becomes dumpable a moment after its program has begun.
+    let plain = start(command);
+    until("dumpable", || owners(plain.child.id()) == [user; 5]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -136,6 +136,11 @@ impl Socket {
         self.lock.is_some()
     }
 
+    /// The lock of a socket that is ours under another descriptor; none when the process has no descriptors left.
+    pub fn lock(&self) -> Option<File> {
+        self.lock.as_ref().and_then(|lock| lock.try_clone().ok())
+    }
+
     /// The same socket, to be acquired once more.
     pub fn into_source(self) -> Source {
         match self.lock {
@@ -164,7 +169,9 @@ impl SocketError {
             Self::Unsafe { .. } => "let root or this service own the directory and nobody else write to it",
             Self::NoGroup { .. } => "create the group (deploy/systemd has a sysusers file) or correct socket.group",
             Self::Inherited { .. } => "let ListenStream= of the socket unit be the path in socket.path",
-            Self::Hangs { .. } => "find out what the volume waits for; the socket is opened as soon as it answers",
+            Self::Hangs { .. } => {
+                "find out what the volume waits for; the socket is looked after as soon as it answers"
+            }
             Self::Io { .. } => "check that the directory exists, is writable by this service and its disk has room",
         }
     }
