@@ -38,8 +38,8 @@ pub const PARTING: Duration = Duration::from_secs(1);
 /// Streams beyond the room for calls, for Status and for calls that are being refused.
 const SPARE_STREAMS: usize = 64;
 /// So many calls may be taken back before the program, which stood still, has looked at them; with one more the connection
-/// would end, and every call on it. An API server has 600 requests under way at most (its flags `--max-requests-inflight` and
-/// `--max-mutating-requests-inflight`). Measured: 1.3 KiB each.
+/// would end, and every call on it. An API server has 600 requests under way at once (the defaults of its flags
+/// `--max-requests-inflight` and `--max-mutating-requests-inflight`). Measured: 1.3 KiB each.
 const TAKEN_BACK: usize = 1024;
 /// So many small frames of waiting calls must not exhaust the connection's window.
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;

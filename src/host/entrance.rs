@@ -207,9 +207,13 @@ impl Keeping {
             keep(None);
         };
         let (looked, fits) = oneshot::channel();
+        let mut leaving = self.closed.clone();
         let serving = async {
             // Mode and group are right before the first caller is let in, or what was is good enough for now.
-            let _ = tokio::time::timeout(LET_IN, fits).await;
+            tokio::select! {
+                _ = tokio::time::timeout(LET_IN, fits) => {}
+                _ = leaving.wait_for(|closed| *closed) => {}
+            }
             front::serve(socket, self.door.clone(), shutdown).await
         };
         tokio::select! {
@@ -226,8 +230,12 @@ impl Keeping {
         let mut before = None;
         loop {
             let config = wanted.borrow_and_update().clone();
+            if *self.closed.borrow() {
+                // The file is the next one's.
+                std::future::pending::<()>().await;
+            }
             let fitted = if ours {
-                // Nobody else gets the file while a volume that hangs may yet change it.
+                // No other entrance gets the file while a volume that hangs may yet change it; whom we hand it to may.
                 let lock = self.spare.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(Socket::lock);
                 let fit = self.fit.clone();
                 let work = move |config: &front::Config| {
@@ -249,7 +257,7 @@ impl Keeping {
                     Some(LAST_PAUSE)
                 }
             };
-            // Nobody waits for it when the door is closed already.
+            // Nobody waits for it when callers have been let in already.
             let _ = looked.take().map(|looked| looked.send(()));
             let now = (config.mode, config.group.clone());
             if !ours && before.replace(now.clone()).is_some_and(|before| before != now) {
