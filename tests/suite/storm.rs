@@ -153,19 +153,19 @@ const GAUGES: [&str; 5] = [
     "bao_kms_slots_used{pipeline=\"a\"}",
 ];
 
+/// All of them at one instant.
 async fn gauges(stage: &Stage) -> Vec<u64> {
-    let mut values = Vec::new();
-    for gauge in GAUGES {
-        values.push(stage.metric(gauge).await);
-    }
-    values
+    let text = stage.admin("/metrics").await.1;
+    let value = |gauge: &str| text.lines().find_map(|line| line.strip_prefix(gauge)?.strip_prefix(' '));
+    GAUGES.map(|gauge| value(gauge).map_or(0, |value| value.parse().expect("a number"))).to_vec()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_that_hang_up_leave_nothing_behind() {
     let stage = Stage::set().await;
-    // Few slots, so that calls stand at every place.
-    let _program = stage.serve(&quiet(&stage, "    layers: { admit: { maxInFlight: 4 } }"));
+    // Few slots, so that calls stand at every place; and small batches, so that they gather for as long as it takes to see it.
+    let layers = "    layers: { admit: { maxInFlight: 4 }, batch: { maxItems: 2 } }";
+    let _program = stage.serve(&quiet(&stage, layers));
     let client = stage.client().await.with_timeout(PATIENCE);
     status_until(&client, "ok", |status| status.healthz == "ok").await;
     let seeds = sealed(&client, 24).await;
