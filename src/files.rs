@@ -3,6 +3,8 @@
 //!
 //! A private file may be read by its group when we are a member of that group (by the effective or a supplementary gid):
 //! that is how projected volumes (`fsGroup`) and service managers hand a root-owned file to a service.
+//!
+//! A volume may hang: [`beside`] is where whoever asks one waits for it.
 
 use std::fs::File;
 use std::io::Read;

@@ -17,8 +17,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause between two tries to get a socket.
 const LAST_PAUSE: Duration = Duration::from_secs(5);
 
-/// How long callers wait until mode and group of a socket that was handed over are as they are wanted: longer only where its
-/// volume hangs, which is to keep nobody waiting.
+/// The longest that callers wait for mode and group of the socket's file to be as they are wanted. Only a volume that hangs takes
+/// longer, and then those that the file has, which were wanted before, are good enough.
 const LET_IN: Duration = Duration::from_secs(1);
 
 /// Whether a pipeline has its socket.
@@ -209,7 +209,7 @@ impl Keeping {
         let (looked, fits) = oneshot::channel();
         let mut leaving = self.closed.clone();
         let serving = async {
-            // Mode and group are right before the first caller is let in, or what was is good enough for now.
+            // Mode and group are right before the first caller is let in.
             tokio::select! {
                 _ = tokio::time::timeout(LET_IN, fits) => {}
                 _ = leaving.wait_for(|closed| *closed) => {}

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use super::reload_taken::Steady;
 use super::support::{PATIENCE, Stage, eventually, status_until, until};
 
-/// Calls that are made and taken back meanwhile: what an API server has under way at most.
+/// Calls that are made and taken back meanwhile: what an API server has under way at once by default.
 const TAKEN_BACK: usize = 600;
 /// So many of them get as far as the program at least, whatever the socket's buffers hold: five times what h2 bears of itself.
 const IN_THE_WAY: u64 = 100;

@@ -10,7 +10,7 @@ use bao_kms_provider::front::client::{Client, EncryptResponse};
 use tokio::task::JoinSet;
 
 use super::load::round;
-use super::support::{Holds, PATIENCE, Stage, eventually, status_until};
+use super::support::{Holds, PATIENCE, Stage, eventually, status_until, value};
 
 /// What a storm may leave with the process for good, in KiB: buffers of connections, and what the allocator cannot give
 /// back. The storm itself holds far more.
@@ -155,9 +155,8 @@ const GAUGES: [&str; 5] = [
 
 /// All of them at one instant.
 async fn gauges(stage: &Stage) -> Vec<u64> {
-    let text = stage.admin("/metrics").await.1;
-    let value = |gauge: &str| text.lines().find_map(|line| line.strip_prefix(gauge)?.strip_prefix(' '));
-    GAUGES.map(|gauge| value(gauge).map_or(0, |value| value.parse().expect("a number"))).to_vec()
+    let page = stage.admin("/metrics").await.1;
+    GAUGES.map(|gauge| value(&page, gauge)).to_vec()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -139,9 +139,7 @@ admin: {{ listen: 127.0.0.1:{admin} }}
 
     /// The value of one series of `/metrics`, such as `bao_kms_queued{pipeline="a"}`; 0 when there is none yet.
     pub async fn metric(&self, series: &str) -> u64 {
-        let text = self.admin("/metrics").await.1;
-        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        line.map_or(0, |value| value.parse::<f64>().expect("a number") as u64)
+        value(&self.admin("/metrics").await.1, series)
     }
 
     /// What the admin listener answers.
@@ -174,6 +172,12 @@ pub async fn connect(path: &Path) -> Client {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// What a page of metrics says of this series, 0 when nothing.
+pub fn value(page: &str, series: &str) -> u64 {
+    let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    line.map_or(0, |value| value.parse::<f64>().expect("a number") as u64)
 }
 
 /// A test cannot do its work here. Where every test has to (`BAO_KMS_NO_SKIPS`, which `.ci/run` sets where disks can be
